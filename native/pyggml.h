@@ -1,0 +1,184 @@
+// The C interface of pyggml's native layer: everything here starts with pgg_ and is bound to Python
+// together with ggml's own headers (pyggml.lib). Plain C, no macros but the export mark.
+#pragma once
+
+#include "ggml.h"
+#include "ggml-backend.h"
+
+#if defined(_WIN32)
+#    define PGG_API __declspec(dllexport) extern
+#else
+#    define PGG_API __attribute__((visibility("default"))) extern
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+//
+// guard.cpp: failures of native code become an error of the calling thread
+//
+
+enum pgg_error_kind {
+    PGG_ERROR_NONE     = 0,
+    PGG_ERROR_ABORT    = 1, // a GGML_ASSERT or GGML_ABORT of ggml or llama.cpp
+    PGG_ERROR_SPLIT    = 2, // an illegal split
+    PGG_ERROR_MEMORY   = 3, // std::bad_alloc, or a device without memory
+    PGG_ERROR_DEVICE   = 4, // a device is lost (an RPC server that went away, a kernel that failed)
+    PGG_ERROR_ARGUMENT = 5, // an argument that native code refuses
+    PGG_ERROR_CPP      = 6, // any other C++ exception
+    PGG_ERROR_CALLBACK = 7, // a Python callback raised; the exception is kept on the Python side
+};
+
+// installs the abort callback; aborts outside of a guard then still end the process, with ggml's message
+PGG_API void pgg_guard_install(void);
+PGG_API void pgg_guard_enter(void);
+PGG_API void pgg_guard_leave(void);
+PGG_API int  pgg_guard_depth(void);
+
+// the calling thread's pending error; the first one wins until it is cleared
+PGG_API int          pgg_error_pending(void);
+PGG_API const char * pgg_error_message(void);
+PGG_API void         pgg_error_clear(void);
+PGG_API void         pgg_error_set(int kind, const char * message);
+
+// the log lines at level warning and above since the last clear, of the calling thread (reasons for exceptions)
+PGG_API const char * pgg_log_tail(void);
+PGG_API void         pgg_log_tail_clear(void);
+// called for each log line of ggml and llama.cpp; NULL: lines are only kept for pgg_log_tail
+typedef void (*pgg_log_sink_t)(int level, const char * text, void * user_data);
+PGG_API void         pgg_log_install(pgg_log_sink_t sink, void * user_data);
+
+//
+// memory.cpp (in guard.cpp's library): bytes by buffer type, counted where buffers are allocated
+//
+
+// starts to count every buffer that is allocated from this buffer type (idempotent)
+PGG_API void   pgg_buft_watch(ggml_backend_buffer_type_t buft);
+PGG_API size_t pgg_buft_allocated(ggml_backend_buffer_type_t buft);       // now
+PGG_API size_t pgg_buft_allocated_total(ggml_backend_buffer_type_t buft); // since it is watched
+
+//
+// meta.cpp: meta devices with hooks, and what ggml inferred
+//
+
+// A split policy: like ggml_backend_meta_get_split_state_t, but it fills `state` and returns true, or returns
+// false to leave the tensor to the policy below it (llama.cpp's own for a model's device, mirrored otherwise).
+typedef bool (*pgg_split_policy_t)(const struct ggml_tensor * tensor, struct ggml_backend_meta_split_state * state, void * user_data);
+
+// A new meta device over n_devs devices (the record is reused after pgg_meta_device_release). NULL and an error on failure.
+PGG_API ggml_backend_dev_t pgg_meta_device_new(ggml_backend_dev_t * devs, size_t n_devs, pgg_split_policy_t policy, void * user_data);
+PGG_API void               pgg_meta_device_release(ggml_backend_dev_t meta_dev);
+// replaces the policy of any meta device, also of one that llama.cpp made; NULL restores its own
+PGG_API void               pgg_meta_device_set_policy(ggml_backend_dev_t meta_dev, pgg_split_policy_t policy, void * user_data);
+// a policy for the next meta device that llama.cpp makes on this thread (NULL: none)
+PGG_API void               pgg_meta_next_policy(pgg_split_policy_t policy, void * user_data);
+// the meta device that llama.cpp made last on this thread, or NULL
+PGG_API ggml_backend_dev_t pgg_meta_last_device(void);
+PGG_API bool               pgg_meta_device_is(ggml_backend_dev_t dev);
+PGG_API size_t             pgg_meta_device_n(ggml_backend_dev_t meta_dev);
+PGG_API ggml_backend_dev_t pgg_meta_device_at(ggml_backend_dev_t meta_dev, size_t i);
+
+// the inferred split of an allocated tensor of a meta buffer; synced: as the nodes behind it see it
+PGG_API bool                 pgg_meta_split_state(const struct ggml_tensor * tensor, bool synced, struct ggml_backend_meta_split_state * state);
+// the slice of a tensor on device i (owned by the buffer; valid until the graph is allocated again), or NULL
+PGG_API struct ggml_tensor * pgg_meta_slice(const struct ggml_tensor * tensor, size_t i);
+
+// While a capture is on, every graph that a meta backend of this device computes is described as JSON.
+// pgg_meta_capture_take returns a malloc'ed UTF-8 string (free with pgg_free): {"graphs": [...]}, see docs/plan-capture.md.
+PGG_API void   pgg_meta_capture_begin(ggml_backend_dev_t meta_dev);
+PGG_API char * pgg_meta_capture_take(ggml_backend_dev_t meta_dev);
+PGG_API void   pgg_free(void * p);
+
+// called after each node of a meta graph has been computed, with the whole value as contiguous bytes of its type
+typedef void (*pgg_node_observer_t)(const struct ggml_tensor * node, const void * data, size_t size, void * user_data);
+PGG_API void   pgg_meta_observe(ggml_backend_dev_t meta_dev, pgg_node_observer_t observer, void * user_data);
+
+//
+// cpu_backend.cpp: virtual CPU devices VCPU0, VCPU1, ...
+//
+
+struct pgg_device_stats {
+    uint64_t graph_computes;
+    uint64_t nodes;            // nodes that were computed (flag COMPUTE, not an empty op)
+    uint64_t allreduces;
+    uint64_t allreduce_bytes;  // payload: bytes of the reduced tensor, once per all-reduce
+    uint64_t copies;           // device to device, this device being the destination
+    uint64_t copy_bytes;
+    uint64_t sets;
+    uint64_t set_bytes;
+    uint64_t gets;
+    uint64_t get_bytes;
+    uint64_t buffer_bytes;     // allocated now
+    uint64_t buffer_bytes_peak;
+    uint64_t busy_us;          // time in kernels
+};
+
+PGG_API ggml_backend_reg_t pgg_vcpu_reg(void);
+// device `index` (0..63), made at the first call; n_threads 0: one; memory 0: what the host has
+PGG_API ggml_backend_dev_t pgg_vcpu_device(int index, int n_threads, size_t memory);
+PGG_API void               pgg_vcpu_set_threads(ggml_backend_dev_t dev, int n_threads);
+PGG_API bool               pgg_vcpu_is(ggml_backend_dev_t dev);
+PGG_API void               pgg_vcpu_stats(ggml_backend_dev_t dev, struct pgg_device_stats * stats);
+PGG_API void               pgg_vcpu_stats_reset(ggml_backend_dev_t dev);
+PGG_API const char *       pgg_vcpu_lost(ggml_backend_dev_t dev); // the reason, or NULL while it works
+PGG_API void               pgg_vcpu_revive(ggml_backend_dev_t dev);
+
+//
+// sim_backend.cpp: simulated devices
+//
+
+struct pgg_sim_params {
+    const char *       name;        // copied
+    const char *       description; // copied, may be NULL
+    size_t             memory;      // bytes; allocation beyond it fails as a device without memory does; 0: unlimited
+    size_t             alignment;   // 0: 128, or the twin's
+    size_t             max_size;    // largest buffer, 0: unlimited, or the twin's
+    double             bandwidth;   // bytes/s, 0: unknown
+    double             flops;       // FLOP/s, 0: unknown
+    ggml_backend_dev_t twin;        // the device to imitate, or NULL
+    bool               comm;        // has a communicator (an all-reduce of its own)
+};
+
+PGG_API ggml_backend_reg_t pgg_sim_reg(void);
+PGG_API ggml_backend_dev_t pgg_sim_device(const struct pgg_sim_params * params); // a slot is reused after release
+PGG_API void               pgg_sim_release(ggml_backend_dev_t dev);
+PGG_API bool               pgg_sim_is(ggml_backend_dev_t dev);
+PGG_API void               pgg_sim_stats(ggml_backend_dev_t dev, struct pgg_device_stats * stats);
+PGG_API void               pgg_sim_stats_reset(ggml_backend_dev_t dev);
+
+//
+// host_plan.cpp: while a thread plans, the host allocates and computes nothing either
+//
+
+// Between begin and end, on this thread: buffers of the CPU buffer type are address space only (never touched by
+// us, no memory), CPU backends that are made do not compute (they record), files are mapped without reading ahead.
+PGG_API void   pgg_plan_mode_begin(void);
+PGG_API void   pgg_plan_mode_end(void);
+PGG_API bool   pgg_plan_mode(void);
+PGG_API size_t pgg_plan_host_bytes(void); // bytes that host buffers of this thread would have taken, since begin
+PGG_API void   pgg_host_stats(struct pgg_device_stats * stats); // what CPU backends in plan mode were asked to do
+
+//
+// llama_ext.cpp (in libllama): C doors to llama-ext.h
+//
+
+struct llama_context;
+struct llama_model;
+
+struct pgg_memory_row {
+    ggml_backend_buffer_type_t buft;
+    size_t model;
+    size_t context;
+    size_t compute;
+};
+
+PGG_API size_t               pgg_llama_memory(const struct llama_context * ctx, struct pgg_memory_row * rows, size_t n_rows); // returns the number of rows
+PGG_API struct ggml_cgraph * pgg_llama_graph_reserve(struct llama_context * ctx, uint32_t n_tokens, uint32_t n_seqs, uint32_t n_outputs);
+PGG_API int                  pgg_llama_n_devices(const struct llama_model * model);
+PGG_API ggml_backend_dev_t   pgg_llama_device(const struct llama_model * model, int i);
+PGG_API bool                 pgg_llama_arch_supports_tensor_split(const char * arch);
+
+#ifdef __cplusplus
+}
+#endif
