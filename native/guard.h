@@ -4,15 +4,52 @@
 #include "pyggml.h"
 
 #ifdef __cplusplus
+extern "C" {
+#endif
+
+// The counters of a thread, kept together so that a guarded call costs one look-up of thread-local memory.
+struct pgg_thread_state {
+    int      depth;   // guards that are entered
+    int      pending; // enum pgg_error_kind
+    unsigned calls;   // outermost guards that were entered so far
+};
+
+PGG_API struct pgg_thread_state * pgg_thread(void);
+// non-zero when Python has something to do after a call: an error of this thread, or log lines
+PGG_API int  pgg_call_news(void);
+// makes the refusal of calls in a forked child the pending error
+PGG_API void pgg_call_refused(void);
+
+#ifdef __cplusplus
+}
 
 #include <stdexcept>
 #include <string>
+
+#if defined(__GLIBCXX__)
+#    include <cxxabi.h>
+#endif
+
+// One type in all libraries, also where symbols are hidden by default.
+#if defined(_WIN32)
+#    define PGG_TYPE
+#else
+#    define PGG_TYPE __attribute__((visibility("default")))
+#endif
+
+// What follows a try block at the border to C. Python ends its threads by a forced unwind when the interpreter
+// ends; that one must pass, or the C++ runtime ends the process.
+#if defined(__GLIBCXX__)
+#    define PGG_CATCH catch (abi::__forced_unwind &) { throw; } catch (...) { pgg::keep_current_exception(); }
+#else
+#    define PGG_CATCH catch (...) { pgg::keep_current_exception(); }
+#endif
 
 namespace pgg {
 
 // Thrown by the abort callback inside a guard, and by our own code. Derives from std::exception so that
 // llama.cpp's own handlers (which catch std::exception) clean up what they had begun.
-struct error : std::runtime_error {
+struct PGG_TYPE error : std::runtime_error {
     int kind;
     error(int kind, const std::string & what) : std::runtime_error(what), kind(kind) {}
 };
@@ -29,14 +66,12 @@ struct guard_scope {
 PGG_API void keep_current_exception() noexcept;
 
 // Runs f; on an exception keeps the error and returns `failed`.
-template <class F, class R> R guarded(F && f, R failed) noexcept {
+template <class F, class R> R guarded(F && f, R failed) {
     guard_scope scope;
     try {
         return f();
-    } catch (...) {
-        keep_current_exception();
-        return failed;
-    }
+    } PGG_CATCH
+    return failed;
 }
 
 } // namespace pgg

@@ -28,6 +28,7 @@ enum pgg_error_kind {
     PGG_ERROR_ARGUMENT = 5, // an argument that native code refuses
     PGG_ERROR_CPP      = 6, // any other C++ exception
     PGG_ERROR_CALLBACK = 7, // a Python callback raised; the exception is kept on the Python side
+    PGG_ERROR_FORK     = 8, // the process was forked from one that uses pyggml
 };
 
 // installs the abort callback; aborts outside of a guard then still end the process, with ggml's message
@@ -35,6 +36,9 @@ PGG_API void pgg_guard_install(void);
 PGG_API void pgg_guard_enter(void);
 PGG_API void pgg_guard_leave(void);
 PGG_API int  pgg_guard_depth(void);
+
+// true in a child of fork(): every guarded call is refused there
+PGG_API int  pgg_forked(void);
 
 // the calling thread's pending error; the first one wins until it is cleared
 PGG_API int          pgg_error_pending(void);
@@ -45,9 +49,16 @@ PGG_API void         pgg_error_set(int kind, const char * message);
 // the log lines at level warning and above since the last clear, of the calling thread (reasons for exceptions)
 PGG_API const char * pgg_log_tail(void);
 PGG_API void         pgg_log_tail_clear(void);
+// only those that the latest outermost guarded call logged
+PGG_API const char * pgg_log_reason(void);
 // called for each log line of ggml and llama.cpp; NULL: lines are only kept for pgg_log_tail
 typedef void (*pgg_log_sink_t)(int level, const char * text, void * user_data);
 PGG_API void         pgg_log_install(pgg_log_sink_t sink, void * user_data);
+// All lines also wait in a bounded queue, whatever thread they came from, so that no foreign thread enters Python:
+// take empties it and returns those at min_level and above as "<level> <seconds since the epoch> <text>\n".
+// The text is the calling thread's, valid until it takes again.
+PGG_API int          pgg_log_waiting(void);
+PGG_API const char * pgg_log_take(int min_level);
 
 //
 // memory.cpp (in guard.cpp's library): bytes by buffer type, counted where buffers are allocated
