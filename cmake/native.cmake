@@ -1,84 +1,73 @@
-# Our sources in llama.cpp's targets. Where one replaces a file of theirs it #includes that file, so its static
-# functions can be reached and its names be changed on the way, without patching anything.
+# Our sources in llama.cpp's targets.
+#
+# The one rule: a file of ours that #includes a source file of theirs ("ggml-backend-meta.cpp") takes its place in the
+# target. So its static functions can be reached and its names be changed on the way, and nothing is patched.
 
 set(PYGGML_NATIVE_DIR "${CMAKE_CURRENT_SOURCE_DIR}/native")
+set(PYGGML_NATIVE_SOURCES "") # those that found a target
 
-function(pyggml_own_source target file)
-    set_source_files_properties("${file}" TARGET_DIRECTORY ${target} PROPERTIES
+# pyggml_native_sources(<target> <pattern of files in native/>...)
+function(pyggml_native_sources target)
+    list(TRANSFORM ARGN PREPEND "${PYGGML_NATIVE_DIR}/")
+    file(GLOB files CONFIGURE_DEPENDS ${ARGN})
+    get_target_property(sources ${target} SOURCES)
+    foreach(file IN LISTS files)
+        file(STRINGS "${file}" includes REGEX "^ *# *include +\"[^\"]+\\.(c|cpp)\"")
+        list(TRANSFORM includes REPLACE "^[^\"]*\"([^\"]*/)?([^\"/]+)\".*$" "\\2")
+        list(REMOVE_DUPLICATES includes)
+        foreach(theirs IN LISTS includes)
+            list(LENGTH sources before)
+            string(REPLACE "." "\\." pattern "${theirs}")
+            list(FILTER sources EXCLUDE REGEX "(^|/)${pattern}$")
+            list(LENGTH sources after)
+            math(EXPR removed "${before} - ${after}")
+            if(NOT removed EQUAL 1)
+                message(FATAL_ERROR "pyggml: ${file} includes ${theirs} and so takes its place in llama.cpp's target ${target}, "
+                    "which should have 1 source of that name and has ${removed}. Written for ${PYGGML_UPSTREAM_PIN}.")
+            endif()
+            set_property(DIRECTORY "${CMAKE_CURRENT_SOURCE_DIR}" APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS "${file}")
+        endforeach()
+    endforeach()
+    set_target_properties(${target} PROPERTIES SOURCES "${sources};${files}")
+    set_source_files_properties(${files} TARGET_DIRECTORY ${target} PROPERTIES
         SKIP_UNITY_BUILD_INCLUSION ON
         COMPILE_OPTIONS "$<$<CXX_COMPILER_ID:GNU,Clang,AppleClang>:-Wall;-Wextra;-Wno-unused-function>")
-    target_include_directories(${target} PRIVATE "${PYGGML_NATIVE_DIR}")
+    target_include_directories(${target} PRIVATE "${PYGGML_NATIVE_DIR}" "${PYGGML_UPSTREAM_DIR}/ggml/src")
+    target_link_libraries(${target} PRIVATE Threads::Threads)
+    set(PYGGML_NATIVE_SOURCES "${PYGGML_NATIVE_SOURCES};${files}" PARENT_SCOPE)
 endfunction()
 
-# pyggml_replace_source(<target> <their file, as its last path components> <our file in native/>)
-function(pyggml_replace_source target theirs ours)
-    set(file "${PYGGML_NATIVE_DIR}/${ours}")
-    if(NOT EXISTS "${file}")
-        message(WARNING "pyggml: native/${ours} is missing, ${target} keeps ${theirs}")
-        return()
-    endif()
-    get_target_property(sources ${target} SOURCES)
-    string(REPLACE "." "\\." pattern "${theirs}")
-    set(kept "${sources}")
-    list(FILTER kept EXCLUDE REGEX "(^|/)${pattern}$")
-    list(LENGTH sources before)
-    list(LENGTH kept after)
-    math(EXPR removed "${before} - ${after}")
-    if(NOT removed EQUAL 1)
-        message(FATAL_ERROR "pyggml: target ${target} of llama.cpp has ${removed} sources named ${theirs}, expected 1 "
-            "(native/${ours} takes its place; written for ${PYGGML_UPSTREAM_PIN})")
-    endif()
-    set_target_properties(${target} PROPERTIES SOURCES "${kept};${file}")
-    pyggml_own_source(${target} "${file}")
-endfunction()
+# guards, counted memory, meta devices and what ggml inferred for them
+pyggml_native_sources(ggml-base "guard*.cpp" "memory*.cpp" "meta*.cpp" "placement*.cpp")
 
-function(pyggml_add_source target ours)
-    set(file "${PYGGML_NATIVE_DIR}/${ours}")
-    if(NOT EXISTS "${file}")
-        message(WARNING "pyggml: native/${ours} is missing in ${target}")
-        return()
-    endif()
-    target_sources(${target} PRIVATE "${file}")
-    pyggml_own_source(${target} "${file}")
-endfunction()
+# kernels whose failures reach the caller
+pyggml_native_sources(ggml-cpu "ggml_cpu*.c" "ggml_cpu*.cpp")
+target_include_directories(ggml-cpu PRIVATE "${PYGGML_UPSTREAM_DIR}/ggml/src/ggml-cpu")
 
-set(ggml_src "${PYGGML_UPSTREAM_DIR}/ggml/src")
-
-# ggml-base: guards, counted memory, meta devices and what ggml inferred for them
-pyggml_replace_source(ggml-base ggml-backend-meta.cpp meta.cpp)
-file(GLOB base_sources CONFIGURE_DEPENDS RELATIVE "${PYGGML_NATIVE_DIR}"
-    "${PYGGML_NATIVE_DIR}/guard*.cpp" "${PYGGML_NATIVE_DIR}/memory*.cpp"
-    "${PYGGML_NATIVE_DIR}/meta_*.cpp" "${PYGGML_NATIVE_DIR}/placement*.cpp")
-foreach(source IN LISTS base_sources)
-    pyggml_add_source(ggml-base ${source})
-endforeach()
-target_link_libraries(ggml-base PRIVATE Threads::Threads)
-
-# ggml-cpu: kernels whose failures reach the caller
-pyggml_replace_source(ggml-cpu ggml-cpu.c ggml_cpu.c)
-target_include_directories(ggml-cpu PRIVATE "${ggml_src}/ggml-cpu" "${ggml_src}")
-
-# ggml-rpc: a server that goes away is an error, not the end
+# a server that goes away is an error, not the end
 if(PYGGML_RPC)
-    pyggml_replace_source(ggml-rpc ggml-rpc.cpp ggml_rpc.cpp)
-    target_include_directories(ggml-rpc PRIVATE "${ggml_src}/ggml-rpc" "${ggml_src}")
+    pyggml_native_sources(ggml-rpc "ggml_rpc*.cpp")
+    target_include_directories(ggml-rpc PRIVATE "${PYGGML_UPSTREAM_DIR}/ggml/src/ggml-rpc")
 endif()
 
-# ggml: virtual and simulated devices (here, not in ggml-base, because they register themselves)
-foreach(source cpu_backend.cpp sim_backend.cpp host_plan.cpp)
-    pyggml_add_source(ggml ${source})
-endforeach()
-file(GLOB parts CONFIGURE_DEPENDS RELATIVE "${PYGGML_NATIVE_DIR}"
-    "${PYGGML_NATIVE_DIR}/cpu_*.cpp" "${PYGGML_NATIVE_DIR}/sim_*.cpp" "${PYGGML_NATIVE_DIR}/host_*.cpp")
-list(REMOVE_ITEM parts cpu_backend.cpp sim_backend.cpp host_plan.cpp)
-foreach(source IN LISTS parts)
-    pyggml_add_source(ggml ${source})
-endforeach()
-target_include_directories(ggml PRIVATE "${ggml_src}")
-target_link_libraries(ggml PRIVATE Threads::Threads)
+# virtual and simulated devices: not in ggml-base, because they enter the registry, which is here
+pyggml_native_sources(ggml "cpu_*.cpp" "sim_*.cpp" "host_*.cpp")
 
 if(PYGGML_LLAMA)
-    pyggml_replace_source(llama llama-mmap.cpp llama_mmap.cpp)
-    pyggml_add_source(llama llama_ext.cpp)
-    target_include_directories(llama PRIVATE "${PYGGML_UPSTREAM_DIR}/src" "${ggml_src}")
+    pyggml_native_sources(llama "llama_*.cpp")
 endif()
+
+file(GLOB lost CONFIGURE_DEPENDS "${PYGGML_NATIVE_DIR}/*.c" "${PYGGML_NATIVE_DIR}/*.cpp")
+if(PYGGML_NATIVE_SOURCES)
+    list(REMOVE_ITEM lost ${PYGGML_NATIVE_SOURCES})
+endif()
+list(FILTER lost EXCLUDE REGEX "/(ggml_rpc|llama_)[^/]*$") # left out by an option
+if(lost)
+    message(FATAL_ERROR "pyggml: files in native/ that belong to no library (see cmake/native.cmake): ${lost}")
+endif()
+
+foreach(file meta.cpp memory.cpp ggml_cpu.c ggml_rpc.cpp cpu_backend.cpp sim_backend.cpp host_plan.cpp llama_mmap.cpp llama_ext.cpp)
+    if(NOT EXISTS "${PYGGML_NATIVE_DIR}/${file}")
+        message(WARNING "pyggml: native/${file} is missing")
+    endif()
+endforeach()
