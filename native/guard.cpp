@@ -191,6 +191,19 @@ struct pgg_thread_state * pgg_thread(void) {
     return &state;
 }
 
+struct pgg_thread_state * pgg_call_enter(void) {
+    if (forked.load(std::memory_order_relaxed)) {
+        pgg_error_set(PGG_ERROR_FORK, "this process was forked from one that uses pyggml: its devices, threads and "
+            "locks belong to the parent. Start workers with multiprocessing's \"spawn\" or \"forkserver\" method, or "
+            "import pyggml only in the child");
+        return nullptr;
+    }
+    if (state.depth++ == 0) {
+        state.calls++;
+    }
+    return &state;
+}
+
 void pgg_guard_install(void) {
     static std::once_flag once;
     std::call_once(once, [] {
@@ -329,12 +342,6 @@ const char * pgg_log_take(int min_level) {
 
 int pgg_call_news(void) {
     return state.pending | log_waiting.load(std::memory_order_relaxed);
-}
-
-void pgg_call_refused(void) {
-    pgg_error_set(PGG_ERROR_FORK, "this process was forked from one that uses pyggml: its devices, threads and locks "
-        "belong to the parent. Start workers with multiprocessing's \"spawn\" or \"forkserver\" method, or import "
-        "pyggml only in the child");
 }
 
 } // extern "C"

@@ -15,10 +15,10 @@ struct pgg_thread_state {
 };
 
 PGG_API struct pgg_thread_state * pgg_thread(void);
+// enters a guard; the leaving side decrements depth. NULL, and an error, where calls are refused: in a forked child
+PGG_API struct pgg_thread_state * pgg_call_enter(void);
 // non-zero when Python has something to do after a call: an error of this thread, or log lines
 PGG_API int  pgg_call_news(void);
-// makes the refusal of calls in a forked child the pending error
-PGG_API void pgg_call_refused(void);
 
 #ifdef __cplusplus
 }
