@@ -1,0 +1,465 @@
+// The meta backend with eyes, hands and a conscience.
+//
+// Upstream's file is included, not changed: its static functions become reachable, and hooks are set where it hands
+// out tables of function pointers. See docs/meta.md for what each hook mends.
+#include "meta_internal.h"
+
+// The size of a tensor is named once in upstream's file, in the body of its buffer context: a member of ours goes there,
+// so that what we know about a buffer lives and dies with it.
+#define GGML_TENSOR_SIZE sizeof(ggml_tensor) - sizeof(ggml_tensor::padding); \
+    pgg::buffer_extra pgg_extra; \
+    static constexpr size_t pgg_unused = sizeof(ggml_tensor::padding)
+#define ggml_backend_meta_device                     pgg_upstream_meta_device
+#define ggml_backend_meta_alloc_ctx_tensors_from_buft pgg_upstream_meta_alloc_ctx_tensors_from_buft
+#include "ggml-backend-meta.cpp"
+#undef GGML_TENSOR_SIZE
+#undef ggml_backend_meta_device
+#undef ggml_backend_meta_alloc_ctx_tensors_from_buft
+
+#include <unordered_set>
+
+using pgg::buffer_extra;
+using pgg::device_record;
+using pgg::placement_ptr;
+using pgg::split_state;
+
+using meta_buffer = ggml_backend_meta_buffer_context;
+using lock        = std::lock_guard<std::recursive_mutex>;
+
+// slices of graph tensors live in this container; upstream's rotation between two would drop those of other graphs
+static constexpr int    CONTAINER   = 0;
+static constexpr size_t MAX_SLICES  = 256*1024;
+
+static std::mutex                                                   records_mutex;
+static std::unordered_map<ggml_backend_dev_t, device_record *>       records;
+static thread_local ggml_backend_dev_t                              last_made    = nullptr;
+static thread_local pgg_split_policy_t                              next_policy  = nullptr;
+static thread_local void *                                          next_policy_ud = nullptr;
+
+static meta_buffer * context_of(ggml_backend_buffer_t buffer) { return (meta_buffer *) buffer->context; }
+static bool          is_meta(const ggml_tensor * t) { return t && t->buffer && ggml_backend_buffer_is_meta(t->buffer); }
+static buffer_extra & extra_of(const ggml_tensor * t) { return context_of(t->buffer)->pgg_extra; }
+
+buffer_extra::~buffer_extra() {
+    if (record) {
+        lock l(record->mutex);
+        record->buffers.erase(this);
+        record->changes++;
+    }
+}
+
+device_record * pgg::record_of(ggml_backend_dev_t dev) {
+    if (!ggml_backend_dev_is_meta(dev)) {
+        return nullptr;
+    }
+    std::lock_guard<std::mutex> l(records_mutex);
+    auto it = records.find(dev);
+    return it == records.end() ? nullptr : it->second;
+}
+
+//
+// looking
+//
+
+static bool is_static(const ggml_tensor * t) {
+    const auto & m = context_of(t->buffer)->stc_static.simple_tensors;
+    return m.find(t) != m.end();
+}
+
+static uint64_t hash_of(const ggml_tensor * t) {
+    const uint64_t * p = (const uint64_t *) t; // FNV over words; the struct has no uninitialised tail before `padding`
+    uint64_t h = 1469598103934665603ull;
+    for (size_t i = 0; i < offsetof(ggml_tensor, padding)/sizeof(uint64_t); i++) {
+        h = (h ^ p[i]) * 1099511628211ull;
+        h ^= h >> 29;
+    }
+    return h;
+}
+
+static buffer_extra::entry * entry_of(const ggml_tensor * t) {
+    auto & es = extra_of(t).entries;
+    auto it = es.find(t);
+    return it == es.end() ? nullptr : &it->second;
+}
+
+static bool is_current(const ggml_tensor * t) {
+    const buffer_extra::entry * e = entry_of(t);
+    if (!e || (is_static(t) ? false : e->epoch != extra_of(t).record->epoch)) {
+        return false;
+    }
+    return is_static(t) || e->hash == hash_of(t);
+}
+
+split_state pgg::state_of(const ggml_tensor * t, bool synced) {
+    if (!is_meta(t)) {
+        throw pgg::error(PGG_ERROR_ARGUMENT, std::string("tensor '") + t->name + "' is not in a meta buffer");
+    }
+    return ggml_backend_meta_get_split_state(t, synced);
+}
+
+ggml_tensor * pgg::slice_of(const ggml_tensor * t, size_t j) {
+    if (!is_meta(t) || j >= context_of(t->buffer)->bufs.size()) {
+        return nullptr;
+    }
+    return ggml_backend_meta_buffer_simple_tensor(t, j);
+}
+
+placement_ptr pgg::placement_of(const ggml_tensor * t) {
+    if (!is_meta(t)) {
+        return nullptr;
+    }
+    const buffer_extra::entry * e = entry_of(t);
+    return e ? e->placed : nullptr;
+}
+
+struct placements_of_sources : pgg::source_lookup {
+    placement_ptr of(const ggml_tensor * t) const override { return pgg::placement_of(t); }
+};
+
+//
+// making slices
+//
+
+static std::vector<ggml_tensor *> slices_of(const ggml_tensor * t) {
+    std::vector<ggml_tensor *> out;
+    for (size_t j = 0; j < context_of(t->buffer)->bufs.size(); j++) {
+        out.push_back(ggml_backend_meta_buffer_simple_tensor(t, j));
+    }
+    return out;
+}
+
+static void remember(const ggml_tensor * t, bool from_rule) {
+    buffer_extra & x = extra_of(t);
+    placement_ptr placed;
+    const split_state state = ggml_backend_meta_get_split_state(t, true);
+    if (from_rule) {
+        placed = pgg::place_static(t, state, context_of(t->buffer)->bufs.size());
+    } else {
+        const bool partial = ggml_nelements(t) > 0 && t->view_src == nullptr &&
+            ggml_backend_meta_get_split_state(t, false).axis == GGML_BACKEND_SPLIT_AXIS_PARTIAL;
+        try {
+            placed = pgg::place(t, state, partial, slices_of(t), placements_of_sources());
+        } catch (const pgg::refusal & r) {
+            throw pgg::error(PGG_ERROR_SPLIT, pgg::split_message(t, r.reason, r.repair));
+        }
+    }
+    x.entries[t] = { hash_of(t), x.record->epoch, placed, false };
+}
+
+// Throws the slices of graph tensors away. Those of weights' views may be sources in any graph of the device, so all
+// have to be made again; those of a compute buffer belong to the one graph that is being placed anew.
+static void forget_graph_slices(ggml_backend_buffer_t buffer) {
+    meta_buffer * b = context_of(buffer);
+    device_record * record = b->pgg_extra.record;
+    record->changes++;
+    if (!b->stc_static.simple_tensors.empty()) {
+        record->epoch++;
+    }
+    for (int c = 0; c < 2; c++) {
+        for (auto & ctx : b->stc_compute[c].ctxs) {
+            ggml_reset(ctx.get());
+        }
+        b->stc_compute[c].simple_tensors.clear();
+    }
+    auto & es = b->pgg_extra.entries;
+    if (b->stc_static.simple_tensors.empty()) {
+        es.clear();
+        b->split_state_cache.clear();
+    } else {
+        for (auto it = es.begin(); it != es.end();) {
+            it = b->stc_static.simple_tensors.count(it->first) ? std::next(it) : es.erase(it);
+        }
+        b->split_state_cache.clear();
+    }
+}
+
+static void make_slices(ggml_tensor * t);
+
+static void make_current(ggml_tensor * t) {
+    if (is_meta(t) && !is_current(t) && !is_static(t)) {
+        make_slices(t);
+    }
+}
+
+static void make_slices(ggml_tensor * t) {
+    meta_buffer * b = context_of(t->buffer);
+    b->stc_compute_index = b->stc_compute_index_next = CONTAINER;
+    auto & container = b->stc_compute[CONTAINER];
+    if (!is_static(t) && ggml_used_mem(container.ctxs[0].get()) + 8*ggml_tensor_overhead() > ggml_get_mem_size(container.ctxs[0].get())) {
+        forget_graph_slices(t->buffer);
+    }
+    if (t->view_src) {
+        make_current(t->view_src);
+    }
+    for (int i = 0; i < GGML_MAX_SRC; i++) {
+        if (t->src[i] && t->src[i] != t) {
+            make_current(t->src[i]);
+        }
+    }
+    try {
+        ggml_backend_meta_buffer_init_tensor_impl(b->get_simple_tensor_container(t), t);
+    } catch (const pgg::error & e) {
+        if (e.kind != PGG_ERROR_ABORT) {
+            throw;
+        }
+        throw pgg::error(PGG_ERROR_SPLIT, pgg::split_message(t, std::string("ggml: ") + e.what(), ""));
+    }
+    const bool from_rule = t->view_src == nullptr && ggml_backend_buffer_get_usage(t->buffer) != GGML_BACKEND_BUFFER_USAGE_COMPUTE;
+    remember(t, from_rule);
+}
+
+//
+// buffers
+//
+
+static enum ggml_status buffer_init_tensor(ggml_backend_buffer_t buffer, ggml_tensor * t) {
+    lock l(context_of(buffer)->pgg_extra.record->mutex);
+    make_slices(t);
+    return GGML_STATUS_SUCCESS;
+}
+
+static void buffer_reset(ggml_backend_buffer_t buffer) {
+    lock l(context_of(buffer)->pgg_extra.record->mutex);
+    forget_graph_slices(buffer); // the allocator is about to place a graph anew
+    ggml_backend_meta_buffer_reset(buffer);
+}
+
+// A tensor's bytes on device j, put into (gather) or taken from (scatter) the whole tensor by its placement.
+template <bool GATHER> static void by_placement(const ggml_tensor * t, const pgg::placement & p, size_t j, uint8_t * whole, uint8_t * part) {
+    const int64_t blck = p.axis == 0 ? ggml_blck_size(t->type) : 1;
+    size_t inner = ggml_type_size(t->type);
+    for (int k = 0; k < p.axis; k++) {
+        inner *= k == 0 ? t->ne[0]/ggml_blck_size(t->type) : t->ne[k];
+    }
+    const size_t row = inner * (t->ne[p.axis]/blck);
+    int64_t outer = 1;
+    for (int k = p.axis + 1; k < GGML_MAX_DIMS; k++) {
+        outer *= t->ne[k];
+    }
+    for (int64_t o = 0; o < outer; o++) {
+        for (const pgg::run & r : p.at[j]) {
+            const size_t n = inner * (r.len/blck);
+            uint8_t * w = whole + o*row + inner*(r.start/blck);
+            GATHER ? memcpy(w, part, n) : memcpy(part, w, n);
+            part += n;
+        }
+    }
+}
+
+// Reads or writes the whole tensor; the general way, for what upstream has no way for.
+static void get_whole(const ggml_tensor * t, uint8_t * out) {
+    const split_state   state  = ggml_backend_meta_get_split_state(t, false);
+    const placement_ptr placed = pgg::placement_of(t);
+    const size_t        n      = context_of(t->buffer)->bufs.size();
+    if (state.axis == GGML_BACKEND_SPLIT_AXIS_PARTIAL) {
+        const buffer_extra::entry * e = entry_of(t);
+        if (t->type != GGML_TYPE_F32) {
+            throw pgg::error(PGG_ERROR_SPLIT, std::string("tensor '") + t->name + "' is a partial sum of type " + ggml_type_name(t->type) + "; only f32 can be read");
+        }
+        std::vector<float> part(ggml_nelements(t));
+        float * sum = (float *) out;
+        std::fill(sum, sum + part.size(), 0.0f);
+        for (size_t j = 0; j < n; j++) {
+            const ggml_tensor * s = ggml_backend_meta_buffer_simple_tensor(t, j);
+            if (e && e->reduced) {
+                ggml_backend_tensor_get(s, out, 0, ggml_nbytes(t));
+                return;
+            }
+            const bool from_rule = t->op == GGML_OP_NONE;
+            if (!from_rule && !(s->flags & GGML_TENSOR_FLAG_COMPUTE)) {
+                continue; // this device has no share of the sum, its memory holds something else
+            }
+            ggml_backend_tensor_get(s, part.data(), 0, ggml_nbytes(t));
+            for (size_t i = 0; i < part.size(); i++) {
+                sum[i] += part[i];
+            }
+        }
+        return;
+    }
+    if (!placed || !placed->split() || placed->gdn) {
+        ggml_backend_meta_buffer_get_tensor(t->buffer, t, out, 0, ggml_nbytes(t));
+        return;
+    }
+    std::vector<uint8_t> part;
+    for (size_t j = 0; j < n; j++) {
+        const ggml_tensor * s = ggml_backend_meta_buffer_simple_tensor(t, j);
+        if (ggml_nelements(s) == 0) {
+            continue;
+        }
+        part.resize(ggml_nbytes(s));
+        ggml_backend_tensor_get(s, part.data(), 0, part.size());
+        by_placement<true>(t, *placed, j, out, part.data());
+    }
+}
+
+static void set_whole(ggml_tensor * t, const uint8_t * in) {
+    const placement_ptr placed = pgg::placement_of(t);
+    if (!placed || !placed->split() || placed->gdn) {
+        ggml_backend_meta_buffer_set_tensor(t->buffer, t, in, 0, ggml_nbytes(t));
+        return;
+    }
+    std::vector<uint8_t> part;
+    for (size_t j = 0; j < context_of(t->buffer)->bufs.size(); j++) {
+        ggml_tensor * s = ggml_backend_meta_buffer_simple_tensor(t, j);
+        if (ggml_nelements(s) == 0) {
+            continue;
+        }
+        part.resize(ggml_nbytes(s));
+        by_placement<false>(t, *placed, j, const_cast<uint8_t *>(in), part.data());
+        ggml_backend_tensor_set(s, part.data(), 0, part.size());
+    }
+}
+
+// upstream moves whole chunks of contiguous tensors with one or several segments along the axes 0 to 2, in order
+static bool upstream_can_move(const ggml_tensor * t, size_t offset, size_t size) {
+    const split_state   state  = ggml_backend_meta_get_split_state(t, false);
+    const placement_ptr placed = pgg::placement_of(t);
+    if (state.axis == GGML_BACKEND_SPLIT_AXIS_MIRRORED) {
+        return true;
+    }
+    if (state.axis == GGML_BACKEND_SPLIT_AXIS_PARTIAL || state.axis > GGML_BACKEND_SPLIT_AXIS_2) {
+        return false;
+    }
+    const bool segmented = state.n_segments != 1 || state.nr[0] != 1;
+    if (segmented && (t->ne[3] != 1 || state.axis > 1 || (state.axis == 0 && t->ne[2] != 1))) {
+        return false;
+    }
+    if (!segmented && placed && !placed->simple()) {
+        return false;
+    }
+    const size_t chunk = t->nb[state.axis + 1];
+    return offset % chunk == 0 && size % chunk == 0;
+}
+
+static void need_contiguous(const ggml_tensor * t, const char * what) {
+    if (!ggml_is_contiguous(t) && ggml_backend_meta_get_split_state(t, false).axis != GGML_BACKEND_SPLIT_AXIS_MIRRORED) {
+        throw pgg::error(PGG_ERROR_ARGUMENT, std::string("tensor '") + t->name + "' is split and not contiguous: it cannot be " + what +
+            " directly; use ggml_cont on it");
+    }
+}
+
+static void buffer_get_tensor(ggml_backend_buffer_t buffer, const ggml_tensor * t, void * data, size_t offset, size_t size) {
+    lock l(context_of(buffer)->pgg_extra.record->mutex);
+    make_current(const_cast<ggml_tensor *>(t));
+    need_contiguous(t, "read");
+    if (upstream_can_move(t, offset, size)) {
+        ggml_backend_meta_buffer_get_tensor(buffer, t, data, offset, size);
+        return;
+    }
+    std::vector<uint8_t> whole(ggml_nbytes(t));
+    get_whole(t, whole.data());
+    memcpy(data, whole.data() + offset, size);
+}
+
+static void buffer_set_tensor(ggml_backend_buffer_t buffer, ggml_tensor * t, const void * data, size_t offset, size_t size) {
+    lock l(context_of(buffer)->pgg_extra.record->mutex);
+    make_current(t);
+    need_contiguous(t, "written");
+    const bool partial = ggml_backend_meta_get_split_state(t, false).axis == GGML_BACKEND_SPLIT_AXIS_PARTIAL;
+    if (partial || upstream_can_move(t, offset, size)) {
+        ggml_backend_meta_buffer_set_tensor(buffer, t, data, offset, size);
+        return;
+    }
+    std::vector<uint8_t> whole(ggml_nbytes(t));
+    if (offset != 0 || size != whole.size()) {
+        get_whole(t, whole.data());
+    }
+    memcpy(whole.data() + offset, data, size);
+    set_whole(t, whole.data());
+}
+
+static void adopt(ggml_backend_buffer_t buffer, device_record * record) {
+    buffer_extra & x = context_of(buffer)->pgg_extra;
+    x.record = record;
+    x.buffer = buffer;
+    buffer->iface.init_tensor = buffer_init_tensor;
+    buffer->iface.reset       = buffer_reset;
+    buffer->iface.get_tensor  = buffer_get_tensor;
+    buffer->iface.set_tensor  = buffer_set_tensor;
+    record->buffers.insert(&x);
+}
+
+static device_record * record_of_buft(ggml_backend_buffer_type_t buft) {
+    return pgg::record_of(ggml_backend_buft_get_device(buft));
+}
+
+static ggml_backend_buffer_t buft_alloc_buffer(ggml_backend_buffer_type_t buft, size_t size) {
+    device_record * record = record_of_buft(buft);
+    const size_t n = ggml_backend_meta_buft_n_bufts(buft);
+    std::vector<ggml_backend_buffer_ptr> owned;
+    std::vector<ggml_backend_buffer_t>   bufs;
+    size_t max_size = 0;
+    for (size_t j = 0; j < n; j++) {
+        owned.emplace_back(ggml_backend_buft_alloc_buffer(ggml_backend_meta_buft_simple_buft(buft, j), size));
+        if (!owned.back()) {
+            GGML_LOG_ERROR("%s: device %s cannot allocate %zu bytes\n", __func__, ggml_backend_dev_name(record->devices[j]), size);
+            return nullptr; // what is owned is freed; ggml knows this answer as "out of memory"
+        }
+        bufs.push_back(owned.back().get());
+        max_size = std::max(max_size, ggml_backend_buffer_get_size(bufs.back()));
+    }
+    const ggml_init_params params = { MAX_SLICES*ggml_tensor_overhead(), nullptr, true };
+    const ggml_init_params none   = { 0, nullptr, true };
+    ggml_backend_meta_simple_tensor_container stc_static, graph(params, n), spare(none, n);
+    meta_buffer * context = new meta_buffer(stc_static, graph, spare, bufs);
+    for (auto & o : owned) {
+        o.release();
+    }
+    ggml_backend_buffer_t buffer = ggml_backend_buffer_init(buft, ggml_backend_meta_buffer_iface, context, max_size);
+    lock l(record->mutex);
+    adopt(buffer, record);
+    return buffer;
+}
+
+static bool buft_is_host(ggml_backend_buffer_type_t) { return false; } // its addresses are made up, whatever the parts are
+
+extern "C" struct ggml_backend_buffer * ggml_backend_meta_alloc_ctx_tensors_from_buft(struct ggml_context * ctx, ggml_backend_buffer_type_t buft);
+
+struct ggml_backend_buffer * ggml_backend_meta_alloc_ctx_tensors_from_buft(struct ggml_context * ctx, ggml_backend_buffer_type_t buft) {
+    device_record * record = record_of_buft(buft);
+    lock l(record->mutex);
+    ggml_tensor * first = ggml_get_first_tensor(ctx);
+    const ggml_tensor * at = nullptr;
+    try {
+        // asked one by one beforehand, so that an error can name the tensor
+        for (ggml_tensor * t = first; t; t = ggml_get_next_tensor(ctx, t)) {
+            if (t->buffer || t->data) {
+                throw pgg::error(PGG_ERROR_ARGUMENT, std::string("tensor '") + t->name + "' is allocated already");
+            }
+        }
+        ggml_backend_buffer_t buffer = pgg_upstream_meta_alloc_ctx_tensors_from_buft(ctx, buft);
+        adopt(buffer, record);
+        meta_buffer * b = context_of(buffer);
+        // its own containers for views may be small: as many slices as a graph may have
+        const ggml_init_params params = { MAX_SLICES*ggml_tensor_overhead(), nullptr, true };
+        b->stc_compute[CONTAINER] = ggml_backend_meta_simple_tensor_container(params, b->bufs.size());
+        for (ggml_tensor * t = first; t; t = ggml_get_next_tensor(ctx, t)) {
+            at = t;
+            remember(t, t->view_src == nullptr);
+        }
+        return buffer;
+    } catch (const pgg::error & e) {
+        ggml_backend_buffer_t half = first ? first->buffer : nullptr;
+        for (ggml_tensor * t = first; t; t = ggml_get_next_tensor(ctx, t)) {
+            at = !at && half && t->data == nullptr && t->buffer == half ? t : at;
+            if (half && t->buffer == half) {
+                t->buffer = nullptr;
+                t->data   = nullptr;
+            }
+        }
+        if (half && ggml_backend_buffer_is_meta(half)) {
+            ggml_backend_buffer_free(half);
+        }
+        const std::string what = e.what();
+        if (what.find("bufs[i]") != std::string::npos) {
+            throw pgg::error(PGG_ERROR_MEMORY, "a device of " + std::string(ggml_backend_dev_name(record->dev)) + " has no memory for its slices of the tensors");
+        }
+        if (e.kind == PGG_ERROR_ABORT && at) {
+            throw pgg::error(PGG_ERROR_SPLIT, pgg::split_message(at, "ggml: " + what, ""));
+        }
+        throw;
+    }
+}
+
+#include "meta_compute.inc"
+#include "meta_device.inc"

@@ -1,0 +1,206 @@
+// A cut graph as JSON (docs/plan-capture.md), and the words for a refused split.
+#include "meta_internal.h"
+
+#include <cstdio>
+#include <unordered_set>
+
+namespace pgg {
+
+static std::string quoted(const char * s) {
+    std::string out = "\"";
+    for (; *s; s++) {
+        const unsigned char c = *s;
+        if (c == '"' || c == '\\') {
+            out += '\\';
+            out += c;
+        } else if (c < 0x20) {
+            char buf[8];
+            snprintf(buf, sizeof(buf), "\\u%04x", c);
+            out += buf;
+        } else {
+            out += c;
+        }
+    }
+    return out + '"';
+}
+
+template <class T> static std::string list(const T * v, size_t n) {
+    std::string out = "[";
+    for (size_t i = 0; i < n; i++) {
+        out += (i ? "," : "") + std::to_string(v[i]);
+    }
+    return out + "]";
+}
+
+static std::string state_json(const split_state & s, size_t n) {
+    std::string out = "{\"axis\":" + quoted(ggml_backend_meta_split_axis_name(s.axis));
+    if (s.axis >= 0 && s.axis < GGML_MAX_DIMS) {
+        out += ",\"segments\":[";
+        for (size_t k = 0; k < s.n_segments; k++) {
+            out += std::string(k ? "," : "") + "{\"ne\":" + list(s.ne + k*n, n) + ",\"nr\":" + std::to_string(s.nr[k]) + "}";
+        }
+        out += "]";
+    }
+    return out + "}";
+}
+
+static std::string tensor_json(const ggml_tensor * t, size_t n, const std::unordered_map<const ggml_tensor *, int> & ids) {
+    std::string out = "\"name\":" + quoted(t->name) + ",\"op\":" + quoted(ggml_op_desc(t)) + ",\"type\":" + quoted(ggml_type_name(t->type)) +
+        ",\"ne\":" + list(t->ne, GGML_MAX_DIMS) + ",\"bytes\":" + std::to_string(ggml_nbytes(t)) + ",\"flags\":" + std::to_string(t->flags);
+    std::string src;
+    for (int i = 0; i < GGML_MAX_SRC; i++) {
+        if (t->src[i]) {
+            auto it = ids.find(t->src[i]);
+            src += (src.empty() ? "" : ",") + std::to_string(it == ids.end() ? -1 : it->second);
+        }
+    }
+    out += ",\"src\":[" + src + "]";
+    const ggml_tensor * first = slice_of(t, 0);
+    if (!first || ggml_nelements(t) == 0) {
+        return out + ",\"split\":null";
+    }
+    out += ",\"split\":" + state_json(state_of(t, false), n) + ",\"synced\":" + state_json(state_of(t, true), n);
+    std::string slices;
+    for (size_t j = 0; j < n; j++) {
+        const ggml_tensor * s = slice_of(t, j);
+        slices += std::string(j ? "," : "") + "{\"ne\":" + list(s->ne, GGML_MAX_DIMS) + ",\"nb\":" + list(s->nb, GGML_MAX_DIMS) +
+            ",\"bytes\":" + std::to_string(ggml_nelements(s) == 0 ? 0 : ggml_nbytes(s)) + ",\"compute\":" +
+            ((s->flags & GGML_TENSOR_FLAG_COMPUTE) ? "true" : "false") + "}";
+    }
+    out += ",\"slices\":[" + slices + "]";
+    const placement_ptr p = placement_of(t);
+    if (p && p->split() && !p->simple()) {
+        std::string at;
+        for (size_t j = 0; j < p->at.size(); j++) {
+            std::string rs;
+            for (const run & r : p->at[j]) {
+                rs += (rs.empty() ? "[" : ",[") + std::to_string(r.start) + "," + std::to_string(r.len) + "]";
+            }
+            at += std::string(j ? "," : "") + "[" + rs + "]";
+        }
+        out += ",\"runs\":[" + at + "]";
+    }
+    return out;
+}
+
+std::string describe(const device_record & record, const graph_cut & cut) {
+    const ggml_cgraph * g = cut.graph;
+    const size_t        n = cut.n_devices;
+    const int n_nodes = g->n_nodes - (cut.tail ? 1 : 0);
+
+    std::unordered_map<const ggml_tensor *, int> ids;
+    std::vector<const ggml_tensor *> leafs;
+    for (int i = 0; i < n_nodes; i++) {
+        ids[g->nodes[i]] = i;
+    }
+    for (int i = 0; i < n_nodes; i++) {
+        for (int k = 0; k < GGML_MAX_SRC; k++) {
+            const ggml_tensor * s = g->nodes[i]->src[k];
+            if (s && !ids.count(s)) {
+                ids[s] = n_nodes + (int) leafs.size();
+                leafs.push_back(s);
+            }
+        }
+    }
+
+    std::string out = "{\"devices\":[";
+    for (size_t j = 0; j < n; j++) {
+        out += std::string(j ? "," : "") + quoted(ggml_backend_dev_name(record.devices[j]));
+    }
+    out += "],\"nodes\":[";
+    size_t sub = 0;
+    for (int i = 0; i < n_nodes; i++) {
+        while (sub + 1 < cut.starts.size() && cut.starts[sub + 1] <= i) {
+            sub++;
+        }
+        out += std::string(i ? ",\n" : "\n") + "{\"subgraph\":" + std::to_string(sub) + "," + tensor_json(g->nodes[i], n, ids) + "}";
+    }
+    out += "],\"leafs\":[";
+    for (size_t i = 0; i < leafs.size(); i++) {
+        const ggml_tensor * t = leafs[i];
+        out += std::string(i ? ",\n" : "\n") + "{\"usage\":" + std::to_string(t->buffer ? (int) ggml_backend_buffer_get_usage(t->buffer) : -1) + "," + tensor_json(t, n, ids) + "}";
+    }
+    out += "],\"subgraphs\":[";
+    size_t n_sub = cut.starts.size();
+    if (cut.tail && n_sub > 0 && cut.starts.back() == n_nodes) {
+        n_sub--; // the subgraph of our own VIEW
+    }
+    for (size_t i = 0; i < n_sub; i++) {
+        const int stop = i + 1 < cut.starts.size() ? std::min(cut.starts[i + 1], n_nodes) : n_nodes;
+        out += std::string(i ? "," : "") + "[" + std::to_string(cut.starts[i]) + "," + std::to_string(stop) + "]";
+    }
+    out += "],\"allreduces\":[";
+    for (size_t i = 0; i + 1 < cut.starts.size(); i++) {
+        const int after = cut.starts[i + 1] - 1;
+        std::string partial;
+        for (int k = cut.starts[i]; k <= after; k++) {
+            const ggml_tensor * t = g->nodes[k];
+            if (slice_of(t, 0) && ggml_nelements(t) > 0 && state_of(t, false).axis == GGML_BACKEND_SPLIT_AXIS_PARTIAL) {
+                partial += (partial.empty() ? "" : ",") + std::to_string(k);
+            }
+        }
+        std::string computes;
+        for (size_t j = 0; j < n; j++) {
+            computes += std::string(j ? "," : "") + ((slice_of(g->nodes[after], j)->flags & GGML_TENSOR_FLAG_COMPUTE) ? "true" : "false");
+        }
+        out += std::string(i ? "," : "") + "{\"after\":" + std::to_string(after) + ",\"partial\":[" + partial + "],\"bytes\":" +
+            std::to_string(ggml_nbytes(g->nodes[after])) + ",\"computes\":[" + computes + "]}";
+    }
+    out += "],\"algorithm\":" + std::string(cut.comm ? "\"communicator\"" : "\"butterfly\"");
+    out += ",\"reduce_bytes\":" + list(cut.reduce_bytes.data(), cut.reduce_bytes.size()) + ",\"buffers\":[";
+    for (size_t i = 0; i < cut.memory.size(); i++) {
+        const memory_row & m = cut.memory[i];
+        out += std::string(i ? "," : "") + "{\"usage\":" + std::to_string(m.usage) + ",\"fixed\":" + (m.fixed ? "true" : "false") +
+            ",\"tensors\":" + std::to_string(m.n_tensors) + ",\"bytes\":" + list(m.bytes.data(), m.bytes.size()) + "}";
+    }
+    return out + "]}";
+}
+
+static std::string shape(const ggml_tensor * t) {
+    std::string out = std::string(ggml_type_name(t->type)) + " [";
+    for (int k = 0; k < std::max(ggml_n_dims(t), 1); k++) {
+        out += (k ? ", " : "") + std::to_string(t->ne[k]);
+    }
+    return out + "]";
+}
+
+static std::string usual_repair(const ggml_tensor * t) {
+    switch (t->op) {
+        case GGML_OP_MUL_MAT:
+        case GGML_OP_MUL_MAT_ID:
+            return "legal are: src0 S1 with src1 M (columns), src0 S0 with src1 S0 of the same shares (rows, then an all-reduce), src0 M with src1 S1, both M";
+        case GGML_OP_ADD:
+        case GGML_OP_SUB:
+        case GGML_OP_MUL:
+        case GGML_OP_DIV:
+            return "legal are: both with the same split and shares, or src1 M where it has one index along the split axis";
+        case GGML_OP_NORM:
+        case GGML_OP_RMS_NORM:
+        case GGML_OP_L2_NORM:
+            return "whole rows are needed: any split but along axis 0";
+        case GGML_OP_NONE:
+            return "shares that are multiples of the type's block along axis 0 and add up to the length of the axis";
+        default:
+            return "mirror the sources (M), which is always legal";
+    }
+}
+
+std::string split_message(const ggml_tensor * t, const std::string & reason, const std::string & repair) {
+    std::string out = std::string("illegal split at node '") + t->name + "' (" + ggml_op_desc(t) + ", " + shape(t) + "): " + reason;
+    for (int i = 0; i < GGML_MAX_SRC; i++) {
+        const ggml_tensor * s = t->src[i];
+        if (!s || s == t) {
+            continue;
+        }
+        out += "; src" + std::to_string(i) + " '" + s->name + "' " + shape(s) + " ";
+        try {
+            out += s->buffer && ggml_backend_buffer_is_meta(s->buffer) && slice_of(s, 0)
+                ? notation(state_of(s, true), record_of(ggml_backend_buft_get_device(s->buffer->buft))->devices.size()) : "not on the meta device";
+        } catch (const std::exception &) {
+            out += "?";
+        }
+    }
+    return out + "; legal repair: " + (repair.empty() ? usual_repair(t) : repair);
+}
+
+} // namespace pgg
