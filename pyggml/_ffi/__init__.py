@@ -1,0 +1,23 @@
+"""The compiled bindings: ``lib`` holds all functions and constants of ggml, gguf, llama.cpp and pyggml's native layer.
+
+Every call through ``lib`` releases the GIL, is guarded, and raises an exception of :mod:`pyggml.errors` when native
+code failed: an assertion of ggml ends neither the process nor the thread. What stays the caller's business is what C
+leaves to it: valid pointers, and the life of what they point to.
+"""
+
+from __future__ import annotations
+
+try:
+    from ._lib import ffi, lib
+except ImportError as error:
+    raise ImportError(
+        f"pyggml's compiled module cannot be loaded ({error}). In a checkout, build it: pip install -e ."
+    ) from error
+
+from .. import _logging
+from .check import non_null, reason
+
+__all__ = ["ffi", "lib", "non_null", "reason"]
+
+lib.pgg_guard_install()
+_logging.install()
