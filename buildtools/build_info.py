@@ -28,7 +28,7 @@ def describe(facts: list[str], native: Path) -> dict[str, object]:
             info[key] = value
     digest = hashlib.sha256(repr(sorted(facts)).encode())
     for path in sorted(native.iterdir()):
-        if path.suffix in (".h", ".c", ".cpp"):
+        if path.suffix in (".h", ".inc", ".c", ".cpp"):
             digest.update(path.name.encode() + b"\0" + path.read_bytes())
     info["build_id"] = digest.hexdigest()[:16]
     return info

@@ -10,8 +10,8 @@ foreach(option CUDA NCCL HIP VULKAN RPC LLAMA NATIVE)
     endif()
 endforeach()
 
-find_package(Python 3.10 REQUIRED COMPONENTS Interpreter)
-file(GLOB native_files CONFIGURE_DEPENDS "${PYGGML_NATIVE_DIR}/*.h" "${PYGGML_NATIVE_DIR}/*.c" "${PYGGML_NATIVE_DIR}/*.cpp")
+file(GLOB native_files CONFIGURE_DEPENDS 
+    "${PYGGML_NATIVE_DIR}/*.h" "${PYGGML_NATIVE_DIR}/*.inc" "${PYGGML_NATIVE_DIR}/*.c" "${PYGGML_NATIVE_DIR}/*.cpp")
 set(script "${CMAKE_CURRENT_SOURCE_DIR}/buildtools/build_info.py")
 add_custom_command(
     OUTPUT "${info}"

@@ -24,7 +24,6 @@ foreach(target IN LISTS PYGGML_LIBRARIES)
     set_property(TARGET ${target} PROPERTY SOVERSION)
     set_property(TARGET ${target} PROPERTY MACHO_CURRENT_VERSION)
     set_target_properties(${target} PROPERTIES
-        EXCLUDE_FROM_ALL OFF
         OUTPUT_NAME "pyggml-${target}"
         LIBRARY_OUTPUT_DIRECTORY "${CMAKE_BINARY_DIR}/pyggml/lib"
         RUNTIME_OUTPUT_DIRECTORY "${CMAKE_BINARY_DIR}/pyggml/lib"

@@ -13,8 +13,9 @@ target_include_directories(test-llama-archs PRIVATE "${PYGGML_UPSTREAM_DIR}/test
 target_link_libraries(test-llama-archs PRIVATE llama-common)
 
 set_target_properties(llama-bench llama-bench-impl llama-common test-llama-archs PROPERTIES
-    EXCLUDE_FROM_ALL OFF
     RUNTIME_OUTPUT_DIRECTORY "${CMAKE_BINARY_DIR}/bin"
     LIBRARY_OUTPUT_DIRECTORY "${CMAKE_BINARY_DIR}/bin"
     BUILD_WITH_INSTALL_RPATH ON
     INSTALL_RPATH "${PYGGML_ORIGIN};${PYGGML_ORIGIN}/../pyggml/lib")
+
+add_custom_target(pyggml-tools ALL DEPENDS llama-bench test-llama-archs)
