@@ -39,9 +39,14 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("facts", nargs="+", metavar="KEY=VALUE")
     parser.add_argument("--native", type=Path, required=True)
+    parser.add_argument("--editable", nargs=2, metavar=("SOURCE", "BUILD"))
     args = parser.parse_args()
     info = describe(args.facts, args.native)
     text = f'"""Written by the build; read it through pyggml.build_info()."""\n\nINFO = {pformat(info, width=100)}\n'
+    if args.editable:
+        text += f"\n# an editable install: what pyggml/_editable.py rebuilds, and where\nEDITABLE = {tuple(args.editable)!r}\n"
+    else:
+        text += "\nEDITABLE = None\n"
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(text, encoding="utf-8")
 

@@ -13,6 +13,10 @@ endforeach()
 file(GLOB native_files CONFIGURE_DEPENDS 
     "${PYGGML_NATIVE_DIR}/*.h" "${PYGGML_NATIVE_DIR}/*.inc" "${PYGGML_NATIVE_DIR}/*.c" "${PYGGML_NATIVE_DIR}/*.cpp")
 set(script "${CMAKE_CURRENT_SOURCE_DIR}/buildtools/build_info.py")
+set(editable "")
+if(SKBUILD_STATE STREQUAL "editable")
+    set(editable --editable "${CMAKE_CURRENT_SOURCE_DIR}" "${CMAKE_BINARY_DIR}")
+endif()
 add_custom_command(
     OUTPUT "${info}"
     COMMAND "${Python_EXECUTABLE}" "${script}" "${info}"
@@ -25,7 +29,7 @@ add_custom_command(
         "build_type=$<CONFIG>"
         "options=${options}"
         "libraries=${PYGGML_LIBRARIES}"
-        --native "${PYGGML_NATIVE_DIR}"
+        --native "${PYGGML_NATIVE_DIR}" ${editable}
     DEPENDS "${script}" ${native_files}
     COMMENT "Writing pyggml/_build_info.py"
     VERBATIM)
