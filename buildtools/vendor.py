@@ -98,7 +98,7 @@ def say(text: str) -> None:
 
 def three_ways(lock: Lock, problem: str) -> VendorError:
     return VendorError(
-        f"pyggml needs the source of llama.cpp, and {problem}\n"
+        f"the source of llama.cpp is needed, and {problem}\n"
         "Three ways to get it:\n"
         f"  1. let pip reach an index that has {lock.package} {lock.version} (PIP_INDEX_URL, PIP_FIND_LINKS and pip's "
         "other settings apply), or give the file: python buildtools/vendor.py --archive FILE.tar.gz\n"
