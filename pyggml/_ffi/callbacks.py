@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from ..errors import UnsupportedError
 from . import check
 from ._lib import ffi, lib
 
@@ -39,6 +40,8 @@ class Callback:
             raise ValueError(f"there is no callback type {kind!r}; there are {', '.join(sorted(self.TYPES))}")
         if not callable(python):
             raise TypeError(f"a {kind} callback must be callable, got {type(python).__name__}")
+        if not hasattr(lib, self.TYPES[kind]):
+            raise UnsupportedError(f"{kind} callbacks are llama.cpp's, and this pyggml was built without it (PYGGML_LLAMA=OFF)")
         self.kind = kind
         self.python: Callable[..., Any] | None = python
         self.error: BaseException | None = None
