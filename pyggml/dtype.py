@@ -117,7 +117,8 @@ def _load() -> Mapping[str, DType]:
 DTYPES: Mapping[str, DType] = _load()
 """Every number format by ggml's name."""
 
-_BY_ID = {d.type_id: d for d in DTYPES.values()}
+DTYPES_BY_ID: Mapping[int, DType] = MappingProxyType({d.type_id: d for d in DTYPES.values()})
+"""Every number format by the value of ``enum ggml_type``."""
 _BY_ALIAS = {name.lower(): d for name, d in DTYPES.items()} | {
     alias: DTYPES[name]
     for alias, name in {
@@ -156,7 +157,7 @@ def as_dtype(dtype: DTypeLike) -> DType:
 
 def dtype_from_id(type_id: int) -> DType | None:
     """The `DType` for a value of ``enum ggml_type``, or None when ggml has no such format (any more)."""
-    return _BY_ID.get(type_id)
+    return DTYPES_BY_ID.get(type_id)
 
 
 @dataclass(frozen=True, eq=False)

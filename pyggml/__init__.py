@@ -1,0 +1,69 @@
+"""pyggml: ggml's meta backend from Python. Combine devices, split tensors, see the plan, run, verify."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ._about import __version__
+
+if TYPE_CHECKING:
+    from . import ops as ops
+    from ._info import build_info as build_info
+    from .comparison import Comparison as Comparison, ComparisonError as ComparisonError, compare as compare, nmse as nmse
+    from .device import Device as Device, cpu as cpu, devices as devices, get_device as get_device, parse_devices as parse_devices
+    from .device import rpc as rpc, simulated as simulated, twin as twin, virtual_cpus as virtual_cpus
+    from .dtype import DType as DType, QuantizedArray as QuantizedArray, as_dtype as as_dtype
+    from .dtype import dequantize as dequantize, quantize as quantize
+    from .errors import *  # noqa: F403
+    from .graph import Graph as Graph
+    from .meta import MetaDevice as MetaDevice
+    from .model import Model as Model
+    from .plan import SplitPlan as SplitPlan
+    from .split import Rule as Rule, Segment as Segment, Split as Split, SplitState as SplitState
+    from .split import TensorInfo as TensorInfo, rule as rule
+    from .tensor import Tensor as Tensor
+    from .weights import Weights as Weights
+
+# Names are loaded when they are first used: `import pyggml` costs little, `pyggml --help` less.
+_HOMES = {
+    "_info": ("build_info",),
+    "comparison": ("Comparison", "ComparisonError", "compare", "nmse"),
+    "device": ("Device", "cpu", "devices", "get_device", "parse_devices", "rpc", "simulated", "twin", "virtual_cpus"),
+    "dtype": ("DType", "QuantizedArray", "as_dtype", "dequantize", "quantize"),
+    "graph": ("Graph",),
+    "meta": ("MetaDevice",),
+    "model": ("Model",),
+    "plan": ("SplitPlan",),
+    "split": ("Rule", "Segment", "Split", "SplitState", "TensorInfo", "rule"),
+    "tensor": ("Tensor",),
+    "weights": ("Weights",),
+    "errors": (
+        "ArgumentError", "BusyError", "ClosedError", "DTypeError", "DeviceError", "DeviceLostError",
+        "DeviceNotFoundError", "Error", "FileFormatError", "ForkError", "GGMLAbort", "IndexRangeError", "ModelError",
+        "ModelNotFoundError", "NativeError", "OutOfMemoryError", "PoisonedError", "ShapeError", "SplitError",
+        "UnsupportedError",
+    ),
+}  # fmt: skip
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+_MODULES = ("ops", "testing", "errors", "lib", "ffi")
+
+__all__ = ["__version__", *_HOME_OF, "errors", "lib", "ops", "testing"]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    import importlib
+
+    if name in _HOME_OF:
+        value = getattr(importlib.import_module(f".{_HOME_OF[name]}", __name__), name)
+    elif name in ("lib", "ffi"):
+        value = getattr(importlib.import_module("._ffi", __name__), name)
+    elif name in _MODULES:
+        value = importlib.import_module(f".{name}", __name__)
+    else:
+        raise AttributeError(f"module 'pyggml' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

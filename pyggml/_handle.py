@@ -1,0 +1,74 @@
+"""Handles: Python objects that own something of C."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+from .errors import BusyError, ClosedError, PoisonedError
+
+__all__ = ["Handle"]
+
+
+class Handle:
+    """Owns one thing of C: freed by ``close()``, at the end of a ``with`` block, or by the garbage collector.
+
+    Using a closed handle raises `ClosedError`. A handle that failed half-way is poisoned: it can only be closed.
+    A handle serves one thread at a time; a second one gets `BusyError`. Different handles run at the same time.
+    """
+
+    _finalizer: weakref.finalize[..., Any] | None = None
+    _poison: str | None = None
+
+    def _own(self, free: Callable[..., object], *arguments: Any) -> None:
+        """What ``close()`` calls. ``free`` must not refer to the handle itself."""
+        self._finalizer = weakref.finalize(self, free, *arguments)
+        self._busy = threading.RLock()
+
+    @property
+    def closed(self) -> bool:
+        """Whether ``close()`` was called (or the handle was never opened)."""
+        return self._finalizer is None or not self._finalizer.alive
+
+    def close(self) -> None:
+        """Frees what the handle owns. Closing twice is no error."""
+        if self._finalizer is not None:
+            self._finalizer()
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise ClosedError(f"{type(self).__name__} is closed: it cannot be used any more")
+        if self._poison is not None:
+            raise PoisonedError(
+                f"{type(self).__name__} failed before and is in an unknown state; close it and make a new one. "
+                f"It failed with: {self._poison}"
+            )
+
+    def _in_use(self) -> _InUse:
+        """A context in which the handle belongs to this thread; an exception inside of it poisons the handle."""
+        self._check_open()
+        return _InUse(self)
+
+    def __enter__(self) -> Any:
+        self._check_open()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+class _InUse:
+    def __init__(self, handle: Handle) -> None:
+        self.handle = handle
+
+    def __enter__(self) -> None:
+        if not self.handle._busy.acquire(blocking=False):
+            raise BusyError(f"this {type(self.handle).__name__} is being used by another thread: use one handle per thread")
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is not None:
+            self.handle._poison = f"{type(error).__name__}: {error}"
+        self.handle._busy.release()

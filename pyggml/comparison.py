@@ -1,0 +1,163 @@
+"""Comparisons: does a split compute what one device computes?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import ArgumentError, Error
+
+if TYPE_CHECKING:
+    from .graph import Graph
+    from .meta import Target
+
+__all__ = ["Comparison", "ComparisonError", "NodeDifference", "compare", "nmse"]
+
+DEFAULT_TOLERANCE = 1e-7
+
+
+class ComparisonError(Error, AssertionError):
+    """Two runs that should agree do not."""
+
+
+def nmse(a: npt.ArrayLike, reference: npt.ArrayLike) -> float:
+    """Normalised mean squared error: sum((a - r)^2) / sum(r^2), in float64. NaN and infinities must be in the same places.
+
+    The measure of llama.cpp's test-backend-ops. Infinity where one is not a number and the other is.
+    """
+    x, r = np.asarray(a, np.float64), np.asarray(reference, np.float64)
+    if x.shape != r.shape:
+        raise ArgumentError(f"shapes {x.shape} and {r.shape} cannot be compared")
+    if np.array_equal(x, r, equal_nan=True):
+        return 0.0
+    fine = np.isfinite(r)
+    if not np.array_equal(fine, np.isfinite(x)) or not np.array_equal(x[~fine], r[~fine], equal_nan=True):
+        return float("inf")
+    error = float(np.sum((x[fine] - r[fine]) ** 2))
+    power = float(np.sum(r[fine] ** 2))
+    return error / power if power > 0 else (0.0 if error == 0 else float("inf"))
+
+
+@dataclass(frozen=True, slots=True)
+class NodeDifference:
+    """One tensor in both runs."""
+
+    name: str
+    op: str
+    nmse: float
+    max_abs: float
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The outcome of `compare`."""
+
+    outputs: tuple[NodeDifference, ...]
+    tolerance: float
+    first_diverging: NodeDifference | None
+    """The first node in order of computation that is off, when an output is off."""
+    device: str
+    reference: str
+
+    @property
+    def ok(self) -> bool:
+        """Whether every output is within the tolerance."""
+        return all(d.nmse <= self.tolerance for d in self.outputs)
+
+    @property
+    def nmse(self) -> float:
+        """The largest of the outputs'."""
+        return max(d.nmse for d in self.outputs)
+
+    def check(self) -> Comparison:
+        """Raises ComparisonError unless ``ok``."""
+        if not self.ok:
+            raise ComparisonError(str(self))
+        return self
+
+    def __str__(self) -> str:
+        lines = [f"{self.device} against {self.reference}, tolerance {self.tolerance:g} (NMSE)"]
+        lines += [
+            f"  {'ok  ' if d.nmse <= self.tolerance else 'DIFF'} {d.name} ({d.op}): NMSE {d.nmse:.3g}, largest difference {d.max_abs:.3g}"
+            for d in self.outputs
+        ]
+        if self.first_diverging is not None:
+            d = self.first_diverging
+            lines.append(f"  first diverging node: {d.name} ({d.op}), NMSE {d.nmse:.3g}")
+        return "\n".join(lines)
+
+
+def _difference(name: str, op: str, a: npt.NDArray[Any], b: npt.NDArray[Any]) -> NodeDifference:
+    with np.errstate(invalid="ignore", over="ignore"):
+        delta = np.abs(np.asarray(a, np.float64) - np.asarray(b, np.float64))
+    finite = delta[np.isfinite(delta)]
+    return NodeDifference(name, op, nmse(a, b), float(finite.max()) if finite.size else 0.0)
+
+
+def random_inputs(graph: Graph, seed: int = 0) -> dict[str, npt.NDArray[Any]]:
+    """Values for a graph's inputs: normal numbers, and zeros for integer inputs (indices in range)."""
+    rng = np.random.default_rng(seed)
+    out: dict[str, npt.NDArray[Any]] = {}
+    for name, tensor in graph.inputs.items():
+        kind = tensor.dtype.numpy
+        if kind is None:
+            raise ArgumentError(f"input {name!r} is {tensor.dtype}: give compare() its value")
+        if np.dtype(kind).kind == "f":
+            out[name] = rng.standard_normal(tensor.shape).astype(kind)
+        else:
+            out[name] = np.zeros(tensor.shape, kind)
+    return out
+
+
+def compare(
+    graph: Graph,
+    on: Target,
+    inputs: Mapping[str, Any] | None = None,
+    *,
+    tolerance: float = DEFAULT_TOLERANCE,
+    seed: int = 0,
+) -> Comparison:
+    """Runs a graph where it is and on another device, with the same weights and inputs.
+
+    Args:
+        on: the device to compare with, usually one device such as ``cpu()``.
+        inputs: values; None: random ones (integer inputs are zero).
+        tolerance: the largest NMSE of an output.
+
+    Returns:
+        A `Comparison`; where an output is off, both graphs run again with every node kept, and the first node that
+        is off is named.
+    """
+    values = dict(inputs) if inputs is not None else random_inputs(graph, seed)
+    mine = graph.run(values)
+    with graph.replica(on) as reference:
+        theirs = reference.run(values)
+        outputs = tuple(_difference(name, graph.outputs[name].op, mine[name], theirs[name]) for name in mine)
+        ok = all(d.nmse <= tolerance for d in outputs)
+        first = None if ok else _first_diverging(graph, on, values, tolerance)
+        for weights in reference._weights.values():
+            weights.close()
+    return Comparison(outputs, tolerance, first, graph.device.name, on.name)
+
+
+def _first_diverging(graph: Graph, on: Target, values: Mapping[str, Any], tolerance: float) -> NodeDifference | None:
+    with graph.replica(graph.device, keep_all=True) as a, graph.replica(on, keep_all=True) as b:
+        a.run(values)
+        b.run(values)
+        for x, y in zip(a.nodes(), b.nodes()):
+            if x.dtype.numpy is None or not _is_plain(x):
+                continue
+            d = _difference(x.name, x.op, x.numpy(), y.numpy())
+            if d.nmse > tolerance:
+                return d
+    return None
+
+
+def _is_plain(tensor: Any) -> bool:
+    from ._ffi import lib
+
+    return bool(lib.ggml_is_contiguous(tensor.ptr))

@@ -1,0 +1,419 @@
+"""Compute graphs: built from tensors, planned, run, and copied to other devices."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextvars import ContextVar, Token
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from . import _indices
+from ._ffi import ffi, lib, non_null
+from ._handle import Handle
+from .device import Device, default_threads
+from .dtype import DTypeLike, as_dtype
+from .errors import ArgumentError, DeviceError, OutOfMemoryError, ShapeError, UnsupportedError
+from .meta import MetaDevice, Target, twins
+from .plan import SplitPlan
+from .tensor import Tensor, as_bytes, read_tensor
+from .weights import Weights
+
+__all__ = ["Graph"]
+
+_current: ContextVar[Graph | None] = ContextVar("pyggml_graph", default=None)
+
+
+class Graph(Handle):
+    """A compute graph on a device, usually a `MetaDevice`.
+
+    Nodes are made by operators and ops on tensors, in any order; ``output`` names what is wanted. The first ``run``
+    allocates; from then on no nodes can be added, and ``run`` can be called any number of times.
+
+    Args:
+        device: where it runs.
+        size: the largest number of tensors.
+        threads: for a plain CPU device; None: all cores.
+    """
+
+    is_graph = True
+
+    def __init__(self, device: Target, *, size: int = 8192, threads: int | None = None) -> None:
+        if size < 1:
+            raise ArgumentError(f"Graph(size={size}): at least 1")
+        self.device = device
+        self._size = size
+        dev = device.ptr
+        ctx = lib.ggml_init(
+            {
+                "mem_size": lib.ggml_tensor_overhead() * (size + 1) + lib.ggml_graph_overhead_custom(size, False),
+                "mem_buffer": ffi.NULL,
+                "no_alloc": True,
+            }
+        )
+        non_null(ctx, "ggml_init failed", OutOfMemoryError)
+        self._state = _State(ctx)
+        self._own(_State.free, self._state)
+        self._ctx = ctx
+        self._nodes: dict[int, Tensor] = {}
+        self._inputs: dict[str, Tensor] = {}
+        self._outputs: dict[str, Tensor] = {}
+        self._weights: dict[int, Weights] = {}
+        self._checks: list[_indices.IndexCheck] = []
+        self._cgraph: Any = None
+        self._token: Token[Graph | None] | None = None
+        try:
+            self._state.backend = non_null(lib.ggml_backend_dev_init(dev, ffi.NULL), f"device {device.name} cannot be started", DeviceError)
+            if isinstance(device, Device) and device.type == "cpu":
+                lib.ggml_backend_cpu_set_n_threads(self._state.backend, threads or default_threads())
+        except BaseException:
+            self.close()
+            raise
+
+    # building
+
+    @classmethod
+    def current(cls) -> Graph | None:
+        """The graph of the innermost ``with`` block."""
+        return _current.get()
+
+    def __enter__(self) -> Graph:
+        self._check_open()
+        self._token = _current.set(self)
+        return self
+
+    def __exit__(self, *details: Any) -> None:
+        if self._token is not None:
+            _current.reset(self._token)
+            self._token = None
+        self.close()
+
+    def input(self, name: str, ne: tuple[int, ...] | list[int], dtype: DTypeLike = "f32") -> Tensor:
+        """A tensor that every ``run`` is given.
+
+        Args:
+            ne: elements along each axis in ggml's order; numpy sees them reversed: ne (64, 8) is an array (8, 64).
+
+        Raises:
+            ShapeError: more than 4 axes, or one without elements. ArgumentError: the name is taken or too long.
+        """
+        self._check_building()
+        kind = as_dtype(dtype)
+        dims = [int(n) for n in ne]
+        if not 1 <= len(dims) <= 4 or any(n < 1 for n in dims):
+            raise ShapeError(f"input {name!r} with ne {dims}: 1 to 4 axes of at least one element are possible")
+        if dims[0] % kind.block_size:
+            raise ShapeError(f"input {name!r}: ne[0]={dims[0]} is no multiple of {kind.block_size}, the block of {kind}")
+        if name in self._inputs:
+            raise ArgumentError(f"there is an input {name!r} already")
+        tensor = self._node(lib.ggml_new_tensor(self._ctx, kind.type_id, len(dims), dims))
+        self._rename(tensor, name)
+        lib.ggml_set_input(tensor.ptr)
+        self._inputs[name] = tensor
+        return tensor
+
+    def output(self, name: str, tensor: Tensor) -> Tensor:
+        """Names a tensor whose value ``run`` returns, and gives it that name."""
+        self._check_building()
+        ptr = self._adopt(tensor)
+        if name in self._outputs:
+            raise ArgumentError(f"there is an output {name!r} already")
+        if tensor.owner is not self or ptr.op == lib.GGML_OP_NONE:
+            # a weight or an input is no node: a copy of it is
+            tensor = self._node(lib.ggml_cont(self._ctx, ptr))
+            ptr = tensor.ptr
+        elif any(tensor is other for other in self._outputs.values()):
+            tensor = self._node(lib.ggml_view_tensor(self._ctx, ptr))
+            ptr = tensor.ptr
+        self._rename(tensor, name)
+        self._keep(ptr)
+        self._outputs[name] = tensor
+        return tensor
+
+    @staticmethod
+    def _keep(ptr: Any) -> None:
+        lib.ggml_set_output(ptr)
+        if ptr.view_src != ffi.NULL:
+            lib.ggml_set_output(ptr.view_src)  # the allocator only looks at the memory's owner
+
+    def _check_building(self) -> None:
+        self._check_open()
+        if self._cgraph is not None:
+            raise ArgumentError("this graph has run and its tensors are placed: no nodes can be added; make a new Graph")
+        if len(self._nodes) >= self._size:
+            raise ArgumentError(f"this graph has room for {self._size} tensors: Graph(device, size=...) takes more")
+
+    def _node(self, ptr: Any) -> Tensor:
+        non_null(ptr, "ggml made no node")
+        key = int(ffi.cast("uintptr_t", ptr))
+        if key not in self._nodes:
+            self._nodes[key] = Tensor(self, ptr)
+        return self._nodes[key]
+
+    def _adopt(self, tensor: Tensor) -> Any:
+        self._check_building()
+        if not isinstance(tensor, Tensor):
+            raise ArgumentError(f"expected a tensor of this graph or of weights, got {type(tensor).__name__}")
+        owner = tensor.owner
+        if owner is self:
+            return tensor.ptr
+        if isinstance(owner, Weights):
+            if owner.device is not self.device and owner.device.ptr != self.device.ptr:
+                raise ArgumentError(
+                    f"weight {tensor.name!r} is on {owner.device.name}, the graph on {self.device.name}: place both on the same device"
+                )
+            self._weights[id(owner)] = owner
+            return tensor.ptr
+        raise ArgumentError(f"tensor {tensor.name!r} belongs to another graph; make it an input of this one")
+
+    def _rename(self, tensor: Tensor, name: str) -> None:
+        if not name or len(name.encode()) > 63:
+            raise ArgumentError(f"the name {name!r} has {len(name.encode())} bytes; ggml takes 1 to 63")
+        lib.ggml_set_name(tensor.ptr, name.encode())
+
+    # what there is
+
+    @property
+    def n_devices(self) -> int:
+        """Devices of the meta device; 0 on a plain one."""
+        return self.device.n_devices if isinstance(self.device, MetaDevice) else 0
+
+    @property
+    def inputs(self) -> Mapping[str, Tensor]:
+        """The inputs by name."""
+        return dict(self._inputs)
+
+    @property
+    def outputs(self) -> Mapping[str, Tensor]:
+        """The outputs by name."""
+        return dict(self._outputs)
+
+    def nodes(self) -> list[Tensor]:
+        """The nodes that the outputs need, in the order in which they are computed."""
+        self._check_open()
+        if self._cgraph is not None:
+            graph = self._cgraph
+            return [self._node(lib.ggml_graph_node(graph, i)) for i in range(lib.ggml_graph_n_nodes(graph))]
+        with _Expanded(self) as graph:
+            return [self._node(lib.ggml_graph_node(graph, i)) for i in range(lib.ggml_graph_n_nodes(graph))]
+
+    # running
+
+    def _expand(self, graph: Any) -> None:
+        if not self._outputs:
+            raise ArgumentError("this graph has no output: name one with graph.output(name, tensor)")
+        for tensor in self._outputs.values():
+            lib.ggml_build_forward_expand(graph, tensor.ptr)
+
+    def _allocate(self) -> None:
+        if self._cgraph is not None:
+            return
+        graph = lib.ggml_new_graph_custom(self._ctx, self._size, False)
+        self._expand(graph)
+        if isinstance(self.device, Device):
+            self._check_supported(graph)
+        self._checks = _indices.checks(self, graph)
+        buft = lib.ggml_backend_dev_buffer_type(self.device.ptr)
+        self._state.galloc = non_null(lib.ggml_gallocr_new(buft), "no graph allocator", OutOfMemoryError)
+        if not lib.ggml_gallocr_alloc_graph(self._state.galloc, graph):
+            non_null(ffi.NULL, f"{self.device.name} has not enough memory for the graph's tensors", OutOfMemoryError)
+        self._cgraph = graph
+
+    def _check_supported(self, graph: Any) -> None:
+        for i in range(lib.ggml_graph_n_nodes(graph)):
+            node = lib.ggml_graph_node(graph, i)
+            if not lib.ggml_backend_dev_supports_op(self.device.ptr, node):
+                tensor = self._node(node)
+                raise UnsupportedError(
+                    f"device {self.device.name} does not support node {tensor.name!r} ({tensor.op}, {tensor.dtype}, ne {list(tensor.ne)}) "
+                    f"of {', '.join(f'{s.name!r} {s.dtype} ne {list(s.ne)}' for s in self._sources(node))}: use another type or device"
+                )
+
+    def _sources(self, node: Any) -> list[Tensor]:
+        return [Tensor(self, s) for s in node.src if s != ffi.NULL]
+
+    def run(self, inputs: Mapping[str, Any] | None = None, /, **more: Any) -> dict[str, npt.NDArray[Any]]:
+        """Computes the outputs.
+
+        Args:
+            inputs: every input's value by name (also as keywords): arrays in numpy's order, or `QuantizedArray`.
+
+        Returns:
+            The outputs by name, whole, in numpy's order.
+
+        Raises:
+            ArgumentError: an input is missing or unknown. ShapeError, DTypeError: a value does not fit.
+            IndexRangeError: a row or expert index is out of range. SplitError: the split is illegal.
+        """
+        given = {**(inputs or {}), **more}
+        self._check_open()
+        if unknown := set(given) - set(self._inputs):
+            raise ArgumentError(f"no input {sorted(unknown)[0]!r}; the inputs are {', '.join(self._inputs) or 'none'}")
+        if missing := set(self._inputs) - set(given):
+            raise ArgumentError(f"the input {sorted(missing)[0]!r} is missing")
+        raw = {name: as_bytes(value, self._inputs[name].ne, self._inputs[name].dtype, name) for name, value in given.items()}
+        if self._cgraph is None:
+            with _Expanded(self) as graph:
+                checks = _indices.checks(self, graph)
+        else:
+            checks = self._checks
+        for check in checks:
+            check.verify(raw)
+        with self._in_use():
+            self._allocate()
+            for name, data in raw.items():
+                ptr = self._inputs[name].ptr
+                if ptr.buffer != ffi.NULL:  # else no output needs it
+                    lib.ggml_backend_tensor_set(ptr, ffi.from_buffer(data), 0, data.nbytes)
+            self._compute()
+            return {name: self._read(tensor) for name, tensor in self._outputs.items()}
+
+    def _compute(self) -> None:
+        status = lib.ggml_backend_graph_compute(self._state.backend, self._cgraph)
+        if status != lib.GGML_STATUS_SUCCESS:
+            text = ffi.string(lib.ggml_status_to_string(status)).decode()
+            raise DeviceError(f"{self.device.name} did not compute the graph: {text}")
+
+    def _read(self, tensor: Tensor) -> npt.NDArray[Any]:
+        return read_tensor(tensor.ptr, tensor.dtype)
+
+    # copies on other devices
+
+    def replica(self, device: Target, *, values: bool = True, keep_all: bool = False) -> Graph:
+        """The same graph on another device.
+
+        Args:
+            values: copy the weights' values; without, they are only placed (enough for a plan).
+            keep_all: every node can be read after a run, at the cost of memory.
+        """
+        self._check_open()
+        copy = Graph(device, size=self._size)
+        try:
+            self._copy_to(copy, values, keep_all)
+        except BaseException:
+            copy.close()
+            raise
+        return copy
+
+    def _copy_to(self, copy: Graph, values: bool, keep_all: bool) -> None:
+        known: dict[int, Any] = {}
+
+        def key(ptr: Any) -> int:
+            return int(ffi.cast("uintptr_t", ptr))
+
+        for weights in self._weights.values():
+            twin = Weights.empty(copy.device, {name: (t.dtype, t.ne) for name, t in weights.items()})
+            copy._weights[id(twin)] = twin
+            for name, tensor in weights.items():
+                known[key(tensor.ptr)] = twin[name].ptr
+                if values:
+                    raw = np.empty(tensor.nbytes, np.uint8)
+                    lib.ggml_backend_tensor_get(tensor.ptr, ffi.from_buffer(raw), 0, raw.nbytes)
+                    lib.ggml_backend_tensor_set(twin[name].ptr, ffi.from_buffer(raw), 0, raw.nbytes)
+
+        size = ffi.sizeof("struct ggml_tensor")
+
+        def copied(old: Any) -> Any:
+            # depth first without recursion: a chain may have thousands of nodes
+            stack = [old]
+            while stack:
+                top = stack[-1]
+                if key(top) in known:
+                    stack.pop()
+                    continue
+                needed = [s for s in (*top.src, top.view_src) if s != ffi.NULL and s != top and key(s) not in known]
+                if needed:
+                    stack += needed
+                    continue
+                new = copy._node(lib.ggml_new_tensor(copy._ctx, top.type, 4, list(top.ne))).ptr
+                ffi.memmove(new, top, size)
+                new.buffer = new.data = new.extra = ffi.NULL
+                for i, source in enumerate(top.src):
+                    if source != ffi.NULL:
+                        new.src[i] = new if source == top else known[key(source)]
+                if top.view_src != ffi.NULL:
+                    new.view_src = known[key(top.view_src)]
+                known[key(top)] = new
+                stack.pop()
+            return known[key(old)]
+
+        for name, tensor in self._inputs.items():
+            copy._inputs[name] = copy._node(copied(tensor.ptr))
+        for name, tensor in self._outputs.items():
+            copy._outputs[name] = copy._node(copied(tensor.ptr))
+        if keep_all:
+            for tensor in copy.nodes():
+                copy._keep(tensor.ptr)
+
+    def plan(self) -> SplitPlan:
+        """What ggml would do, without running it or taking memory of a device.
+
+        ggml's own inference runs on simulated twins of the devices. On a plain device the plan has that one device.
+
+        Raises:
+            SplitError: the split is illegal; the node, its sources and a legal repair are named.
+        """
+        self._check_open()
+        meta = self.device.twin() if isinstance(self.device, MetaDevice) else MetaDevice(twins([self.device]))
+        mine = {d for d in meta.devices if not (isinstance(self.device, MetaDevice) and d in self.device.devices)}
+        try:
+            with self.replica(meta, values=False) as copy:
+                copy._allocate()
+                lib.pgg_meta_capture_begin(meta.ptr)
+                try:
+                    copy._compute()
+                finally:
+                    text = lib.pgg_meta_capture_take(meta.ptr)
+                captured = json.loads(ffi.string(text))
+                lib.pgg_free(text)
+                for weights in copy._weights.values():
+                    weights.close()
+            return SplitPlan.from_captures(captured)
+        finally:
+            meta.close()
+            for device in mine:
+                device.release()
+
+    def __repr__(self) -> str:
+        return "<Graph (closed)>" if self.closed else f"<Graph on {self.device.name}, {len(self._nodes)} tensors>"
+
+
+class _State:
+    """What a graph owns of C; freed without the graph."""
+
+    def __init__(self, ctx: Any) -> None:
+        self.ctx = ctx
+        self.backend: Any = ffi.NULL
+        self.galloc: Any = ffi.NULL
+
+    def free(self) -> None:
+        if self.backend != ffi.NULL:
+            lib.ggml_backend_synchronize(self.backend)
+        if self.galloc != ffi.NULL:
+            lib.ggml_gallocr_free(self.galloc)
+        if self.backend != ffi.NULL:
+            lib.ggml_backend_free(self.backend)
+        lib.ggml_free(self.ctx)
+
+
+class _Expanded:
+    """The graph's nodes in order, in memory of its own: looking at a graph leaves no trace in it."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+
+    def __enter__(self) -> Any:
+        size = lib.ggml_graph_overhead_custom(self.graph._size, False) + lib.ggml_tensor_overhead()
+        self.ctx = non_null(lib.ggml_init({"mem_size": size, "mem_buffer": ffi.NULL, "no_alloc": True}), "ggml_init failed", OutOfMemoryError)
+        try:
+            graph = lib.ggml_new_graph_custom(self.ctx, self.graph._size, False)
+            self.graph._expand(graph)
+        except BaseException:
+            lib.ggml_free(self.ctx)
+            raise
+        return graph
+
+    def __exit__(self, *_: object) -> None:
+        lib.ggml_free(self.ctx)

@@ -1,0 +1,296 @@
+"""Splits: how a tensor is spread over the devices of a meta device.
+
+Axes are ggml's (axis 0 is contiguous; numpy's shape is the reverse of ``ne``). The short notation, the same in rules,
+tables, errors and JSON:
+
+========================  ============================================================================
+``M``                     mirrored: whole on every device (DTensor's Replicate)
+``P``                     partial: every device has a summand (DTensor's Partial)
+``S1``                    split along axis 1, even shares (Megatron's column parallel, for a weight)
+``S0 3:1``                split along axis 0, three quarters on the first device (row parallel)
+``S1[256,64x2] 3:1``      axis 1 is made of segments (256, and twice 64); each is split by the shares
+========================  ============================================================================
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Union
+
+from ._ffi import ffi, lib
+from .dtype import DType
+from .errors import ArgumentError, SplitError
+
+__all__ = ["Decision", "Rule", "Segment", "Split", "SplitState", "TensorInfo", "resolve", "rule"]
+
+MAX_SEGMENTS = 16
+_SPEC = re.compile(r"S(?P<axis>[0-3])\s*(?:\[(?P<segments>[^\]]*)\])?\s*(?P<shares>[\d.]+(?:\s*:\s*[\d.]+)*)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A stretch of the split axis: indices of each device, and how often the pattern repeats."""
+
+    ne: tuple[int, ...]
+    nr: int = 1
+
+    def __str__(self) -> str:
+        return ":".join(map(str, self.ne)) + (f" x{self.nr}" if self.nr > 1 else "")
+
+
+@dataclass(frozen=True, slots=True)
+class SplitState:
+    """ggml's split state: what every device has of a tensor."""
+
+    axis: int | str
+    """0 to 3 in ggml's order, ``"M"`` (mirrored), ``"P"`` (partial)."""
+    segments: tuple[Segment, ...] = ()
+    """Along the axis, in order; empty for ``M`` and ``P``."""
+
+    def __post_init__(self) -> None:
+        if self.axis not in (0, 1, 2, 3, "M", "P"):
+            raise ArgumentError(f"SplitState(axis={self.axis!r}): axes are 0 to 3, 'M' and 'P'")
+        if isinstance(self.axis, int) and not 1 <= len(self.segments) <= MAX_SEGMENTS:
+            raise ArgumentError(f"SplitState(axis={self.axis}) with {len(self.segments)} segments: 1 to {MAX_SEGMENTS} are possible")
+        if len({len(s.ne) for s in self.segments}) > 1:
+            raise ArgumentError("SplitState: all segments need as many entries as there are devices")
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Indices of the axis on each device, over all segments."""
+        if not self.segments:
+            return ()
+        return tuple(sum(s.ne[j] * s.nr for s in self.segments) for j in range(len(self.segments[0].ne)))
+
+    def __str__(self) -> str:
+        if not isinstance(self.axis, int):
+            return self.axis
+        text = ", ".join(map(str, self.segments))
+        plain = len(self.segments) == 1 and self.segments[0].nr == 1
+        return f"S{self.axis} {text}" if plain else f"S{self.axis} [{text}]"
+
+
+MIRRORED = SplitState("M")
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """A split that is asked for: axis, shares, and the segments of the axis. See the module for the notation."""
+
+    axis: int | str
+    shares: tuple[float, ...] | None = None
+    segments: tuple[tuple[int, int], ...] | None = None
+    """Length and repeats of each stretch; None: the axis is one."""
+
+    @classmethod
+    def parse(cls, text: str) -> Split:
+        """From the short notation.
+
+        Raises:
+            ArgumentError: the text is not in that notation.
+        """
+        word = text.strip()
+        if word.upper() in ("M", "P"):
+            return cls(word.upper())
+        match = _SPEC.fullmatch(word)
+        if match is None:
+            raise ArgumentError(f"{text!r} is no split: M, P, S1, 'S1 3:1' or 'S1[256,64x2] 3:1' are")
+        shares = tuple(float(s) for s in match["shares"].split(":")) if match["shares"] else None
+        segments = None
+        if match["segments"] is not None:
+            try:
+                parts = [p.strip().split("x") for p in match["segments"].split(",")]
+                segments = tuple((int(p[0]), int(p[1]) if len(p) > 1 else 1) for p in parts)
+            except ValueError:
+                raise ArgumentError(f"{text!r}: segments are lengths with repeats, such as [256,64x2]") from None
+        return cls(int(match["axis"]), shares, segments)
+
+    def __str__(self) -> str:
+        if not isinstance(self.axis, int):
+            return self.axis
+        text = f"S{self.axis}"
+        if self.segments:
+            text += "[" + ",".join(f"{n}x{r}" if r > 1 else str(n) for n, r in self.segments) + "]"
+        return text + (" " + ":".join(f"{s:g}" for s in self.shares) if self.shares else "")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """What a rule that is a function is asked about."""
+
+    name: str
+    ne: tuple[int, int, int, int]
+    dtype: str
+    block_size: int
+
+
+RuleFunction = Callable[[TensorInfo], Union[str, Split, SplitState, None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Which tensors (a regular expression, found anywhere in the name), and how they are split."""
+
+    pattern: str
+    split: Split | SplitState | RuleFunction
+    granularity: int = 1
+    """Shares are multiples of this many indices (a head's dimensions, say), besides the type's block on axis 0."""
+
+    def __str__(self) -> str:
+        return f"{self.pattern!r}: {self.split if not callable(self.split) else 'a function'}"
+
+
+def rule(pattern: str, split: str | Split | SplitState | RuleFunction, *, granularity: int = 1) -> Rule:
+    """A rule for a `MetaDevice`. The first rule whose pattern is found in a tensor's name decides.
+
+    Args:
+        pattern: regular expression, searched in the name.
+        split: short notation, a `Split`, an explicit `SplitState`, or a function of a `TensorInfo` that returns one
+            of them (None: leave it to the next rule).
+        granularity: shares are multiples of it.
+
+    Raises:
+        ArgumentError: the pattern or the notation is not valid.
+    """
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ArgumentError(f"rule({pattern!r}): not a regular expression: {error}") from None
+    if granularity < 1:
+        raise ArgumentError(f"rule({pattern!r}, granularity={granularity}): at least 1")
+    return Rule(pattern, Split.parse(split) if isinstance(split, str) else split, granularity)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What was asked for a tensor and what was achieved."""
+
+    tensor: TensorInfo
+    rule: int | None
+    """Index of the rule that decided; None: no rule matched, mirrored."""
+    asked: str
+    state: SplitState
+
+    @property
+    def asked_shares(self) -> tuple[float, ...]:
+        """Fractions asked for; empty where nothing is split."""
+        if not self.state.segments:
+            return ()
+        n = len(self.state.segments[0].ne)
+        match = _SPEC.fullmatch(self.asked)
+        if match is None or match["shares"] is None:
+            return tuple(1 / n for _ in range(n)) if match else self.achieved_shares
+        shares = [float(s) for s in match["shares"].split(":")]
+        return tuple(s / sum(shares) for s in shares)
+
+    @property
+    def achieved_shares(self) -> tuple[float, ...]:
+        """Fractions of the axis that the devices really have."""
+        counts = self.state.counts
+        return tuple(c / sum(counts) for c in counts) if sum(counts) else ()
+
+
+def _apportion(n: int, shares: Sequence[float], unit: int) -> tuple[int, ...]:
+    """n indices in whole units by largest remainder, so that the sum is exact and no device is off by a unit."""
+    units = n // unit
+    total = sum(shares)
+    ideal = [units * s / total for s in shares]
+    counts = [math.floor(x + 1e-9) for x in ideal]
+    order = sorted(range(len(shares)), key=lambda j: (counts[j] - ideal[j], j))
+    for j in order[: units - sum(counts)]:
+        counts[j] += 1
+    return tuple(c * unit for c in counts)
+
+
+def resolve(split: Split | SplitState, tensor: TensorInfo, n_devices: int, granularity: int = 1) -> SplitState:
+    """The split state for a tensor: shares become whole indices, in multiples of the block and the granularity.
+
+    Raises:
+        SplitError: the axis, the segments or the number of shares do not fit the tensor; legal ones are named.
+    """
+
+    def refuse(why: str, repair: str) -> SplitError:
+        ne = list(tensor.ne)
+        return SplitError(
+            f"tensor {tensor.name!r} ({tensor.dtype}, ne {ne}) cannot be split as {split}: {why}; legal repair: {repair}",
+            node=tensor.name,
+            op="NONE",
+            repair=repair,
+        )
+
+    if isinstance(split, SplitState):
+        if split.segments and len(split.segments[0].ne) != n_devices:
+            raise refuse(f"it has shares for {len(split.segments[0].ne)} devices, there are {n_devices}", f"{n_devices} entries a segment")
+        if isinstance(split.axis, int) and sum(split.counts) != tensor.ne[split.axis]:
+            raise refuse(f"its shares add up to {sum(split.counts)}", f"shares that add up to {tensor.ne[split.axis]}")
+        if split.axis == 0 and any(c % tensor.block_size for s in split.segments for c in s.ne):
+            raise refuse(f"shares must be multiples of {tensor.block_size}, the block of {tensor.dtype}", "whole blocks")
+        return split
+    if not isinstance(split.axis, int):
+        return SplitState(split.axis)
+    shares = split.shares or (1.0,) * n_devices
+    if len(shares) != n_devices:
+        raise refuse(f"{len(shares)} shares for {n_devices} devices", "as many shares as devices, such as " + ":".join(["1"] * n_devices))
+    if not all(math.isfinite(s) and s >= 0 for s in shares) or sum(shares) <= 0:
+        raise refuse("shares must be finite, not negative, and not all zero", "shares such as 3:1")
+    length = tensor.ne[split.axis]
+    segments = split.segments or ((length, 1),)
+    if sum(n * r for n, r in segments) != length or any(n < 1 or r < 1 for n, r in segments):
+        raise refuse(
+            f"its segments add up to {sum(n * r for n, r in segments)}, axis {split.axis} has {length}", f"segments that add up to {length}"
+        )
+    unit = math.lcm(granularity, tensor.block_size if split.axis == 0 else 1)
+    out = []
+    for n, r in segments:
+        if n % unit:
+            raise refuse(f"a segment of {n} is no multiple of {unit} (block {tensor.block_size}, granularity {granularity})", "another axis, or M")
+        out.append(Segment(_apportion(n, shares, unit), r))
+    return SplitState(split.axis, tuple(out))
+
+
+def decide(rules: Iterable[Rule], tensor: TensorInfo, n_devices: int) -> Decision | None:
+    """The decision of the first rule that matches, or None."""
+    for i, one in enumerate(rules):
+        if re.search(one.pattern, tensor.name) is None:
+            continue
+        split = one.split(tensor) if callable(one.split) else one.split
+        if split is None:
+            continue
+        if isinstance(split, str):
+            split = Split.parse(split)
+        return Decision(tensor, i, str(split), resolve(split, tensor, n_devices, one.granularity))
+    return None
+
+
+def tensor_info(tensor: Any, dtype: DType) -> TensorInfo:
+    """What a rule may know of a ``struct ggml_tensor *``."""
+    name = ffi.string(tensor.name).decode("utf-8", "replace")
+    return TensorInfo(name, tuple(int(n) for n in tensor.ne), dtype.name, dtype.block_size)  # type: ignore[arg-type]
+
+
+def write_state(state: SplitState, out: Any, n_devices: int) -> None:
+    """Fills a ``struct ggml_backend_meta_split_state``."""
+    axes = {"M": lib.GGML_BACKEND_SPLIT_AXIS_MIRRORED, "P": lib.GGML_BACKEND_SPLIT_AXIS_PARTIAL}
+    out.axis = state.axis if isinstance(state.axis, int) else axes[state.axis]
+    out.n_segments = max(len(state.segments), 1)
+    out.nr[0] = 1
+    for k, segment in enumerate(state.segments):
+        out.nr[k] = segment.nr
+        for j, ne in enumerate(segment.ne):
+            out.ne[k * n_devices + j] = ne
+
+
+def read_state(state: Any, n_devices: int) -> SplitState | None:
+    """The value of a ``struct ggml_backend_meta_split_state``; None where there is none (an empty tensor)."""
+    axis = int(state.axis)
+    if axis == lib.GGML_BACKEND_SPLIT_AXIS_MIRRORED:
+        return MIRRORED
+    if axis == lib.GGML_BACKEND_SPLIT_AXIS_PARTIAL:
+        return SplitState("P")
+    if not 0 <= axis <= 3:
+        return None
+    segments = (Segment(tuple(int(state.ne[k * n_devices + j]) for j in range(n_devices)), int(state.nr[k])) for k in range(state.n_segments))
+    return SplitState(axis, tuple(segments))

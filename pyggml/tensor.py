@@ -1,0 +1,226 @@
+"""Tensors of a graph or of a set of weights."""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ._ffi import ffi, lib
+from .dtype import DTYPES_BY_ID, DType, QuantizedArray, dequantize
+from .errors import ClosedError, DTypeError, ShapeError
+
+if TYPE_CHECKING:
+    from .split import SplitState
+
+__all__ = ["Tensor", "Slice", "as_bytes"]
+
+
+class Tensor:
+    """One ``struct ggml_tensor``, kept alive by its owner (a `Graph` or `Weights`).
+
+    ``ne`` is in ggml's order, axis 0 contiguous; ``shape`` is the same in numpy's order, trailing ones dropped.
+    Operators build graph nodes (``w @ x`` is ggml's ``mul_mat(w, x)``); every op of ggml is a method and a function
+    of `pyggml.ops`.
+    """
+
+    __slots__ = ("__weakref__", "_owner", "_ptr")
+
+    def __init__(self, owner: Any, ptr: Any) -> None:
+        self._owner = weakref.ref(owner)
+        self._ptr = ptr
+
+    @property
+    def owner(self) -> Any:
+        """The graph or the weights that it belongs to."""
+        owner = self._owner()
+        if owner is None or owner.closed:
+            raise ClosedError("this tensor's graph or weights are closed: it cannot be used any more")
+        return owner
+
+    @property
+    def ptr(self) -> Any:
+        """The ``struct ggml_tensor *``; valid while the owner is open."""
+        self.owner  # noqa: B018  (raises when it is closed)
+        return self._ptr
+
+    @property
+    def name(self) -> str:
+        """ggml's name, at most 63 bytes."""
+        return str(ffi.string(self.ptr.name).decode("utf-8", "replace"))
+
+    @property
+    def ne(self) -> tuple[int, int, int, int]:
+        """Elements along each axis, axis 0 first."""
+        return tuple(int(n) for n in self.ptr.ne)  # type: ignore[return-value]
+
+    @property
+    def nb(self) -> tuple[int, int, int, int]:
+        """Strides in bytes, axis 0 first."""
+        return tuple(int(n) for n in self.ptr.nb)  # type: ignore[return-value]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``ne`` reversed, without the trailing axes of one element: what ``numpy()`` has."""
+        return numpy_shape(self.ne)
+
+    @property
+    def dtype(self) -> DType:
+        """The number format."""
+        return DTYPES_BY_ID[self.ptr.type]
+
+    @property
+    def op(self) -> str:
+        """The operation that computes it, ``NONE`` for inputs and weights."""
+        return str(ffi.string(lib.ggml_op_desc(self.ptr)).decode())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole tensor."""
+        return int(lib.ggml_nbytes(self.ptr))
+
+    def rename(self, name: str) -> Tensor:
+        """Gives it a name; rules, plans and errors use it."""
+        self.owner._rename(self, name)
+        return self
+
+    def split(self, *, synced: bool = True) -> SplitState | None:
+        """How ggml split it, once allocated on a meta device; None elsewhere.
+
+        Args:
+            synced: as the nodes behind it see it (a partial sum counts as summed), else as it is computed.
+        """
+        from .split import read_state
+
+        state = ffi.new("struct ggml_backend_meta_split_state *")
+        if not lib.pgg_meta_split_state(self.ptr, synced, state):
+            return None
+        return read_state(state, self.owner.n_devices)
+
+    def slices(self) -> list[Slice]:
+        """What each device of a meta device holds, device 0 first; empty elsewhere."""
+        found = []
+        for i in range(self.owner.n_devices):
+            ptr = lib.pgg_meta_slice(self.ptr, i)
+            if ptr != ffi.NULL:
+                found.append(Slice(self, ptr, i))
+        return found
+
+    def numpy(self) -> npt.NDArray[Any]:
+        """A copy of the value, assembled from all devices. Formats without a numpy dtype come out as float32."""
+        return self.owner._read(self)
+
+    def __repr__(self) -> str:
+        if self._owner() is None or self._owner().closed:  # type: ignore[union-attr]
+            return "<Tensor (closed)>"
+        return f"<Tensor {self.name!r} {self.op} {self.dtype} ne={list(self.ne)}>"
+
+
+class Slice:
+    """A device's part of a tensor; ``ne``, ``nb`` and ``nbytes`` as for a tensor."""
+
+    __slots__ = ("_ptr", "_tensor", "device")
+
+    def __init__(self, tensor: Tensor, ptr: Any, device: int) -> None:
+        self._tensor, self._ptr, self.device = tensor, ptr, device
+
+    @property
+    def ne(self) -> tuple[int, int, int, int]:
+        """Elements along each axis, axis 0 first."""
+        self._tensor.owner  # noqa: B018
+        return tuple(int(n) for n in self._ptr.ne)  # type: ignore[return-value]
+
+    @property
+    def nb(self) -> tuple[int, int, int, int]:
+        """Strides in bytes, axis 0 first."""
+        self._tensor.owner  # noqa: B018
+        return tuple(int(n) for n in self._ptr.nb)  # type: ignore[return-value]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on this device."""
+        return int(lib.ggml_nbytes(self._ptr)) if 0 not in self.ne else 0
+
+    def numpy(self) -> npt.NDArray[Any]:
+        """A copy of this device's part."""
+        self._tensor.owner  # noqa: B018
+        return read_tensor(self._ptr, self._tensor.dtype)
+
+    def __repr__(self) -> str:
+        return f"<Slice of {self._tensor.name!r} on device {self.device}, ne={list(self.ne)}>"
+
+
+def numpy_shape(ne: tuple[int, ...]) -> tuple[int, ...]:
+    """ggml's ne as a numpy shape."""
+    last = max((i for i, n in enumerate(ne) if n != 1), default=0)
+    return tuple(reversed(ne[: last + 1]))
+
+
+def check_readable(ptr: Any) -> None:
+    """Refuses to touch a tensor without memory, which would be a segmentation fault."""
+    root = ptr.view_src if ptr.view_src != ffi.NULL else ptr
+    if root.buffer == ffi.NULL or ptr.buffer == ffi.NULL:
+        name = ffi.string(ptr.name).decode("utf-8", "replace")
+        raise ClosedError(f"tensor {name!r} has no memory yet: run the graph first, and mark it as an output to keep it")
+
+
+def read_tensor(ptr: Any, dtype: DType) -> npt.NDArray[Any]:
+    """The value of an allocated tensor or slice, in numpy's order."""
+    ne = tuple(int(n) for n in ptr.ne)
+    shape = numpy_shape(ne)
+    if 0 in ne:
+        return np.zeros(shape, dtype.numpy or np.float32)
+    check_readable(ptr)
+    if not lib.ggml_is_contiguous(ptr):
+        return _read_strided(ptr, dtype, ne, shape)
+    raw = np.empty(int(lib.ggml_nbytes(ptr)), np.uint8)
+    lib.ggml_backend_tensor_get(ptr, ffi.from_buffer(raw), 0, raw.nbytes)
+    if dtype.numpy is not None:
+        return raw.view(dtype.numpy).reshape(shape)
+    return dequantize(QuantizedArray(dtype, shape, raw))
+
+
+def _read_strided(ptr: Any, dtype: DType, ne: tuple[int, ...], shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    """A view that is not one piece of memory: its stretch of bytes is read, and the strides applied here."""
+    if dtype.numpy is None:
+        raise DTypeError(f"a strided view in {dtype} cannot be read: use .cont() on it")
+    raw = np.empty(int(lib.ggml_nbytes(ptr)), np.uint8)
+    lib.ggml_backend_tensor_get(ptr, ffi.from_buffer(raw), 0, raw.nbytes)
+    strides = tuple(int(ptr.nb[i]) for i in reversed(range(len(shape))))
+    return np.lib.stride_tricks.as_strided(raw.view(dtype.numpy), shape, strides).copy()
+
+
+def as_bytes(value: Any, ne: tuple[int, ...], dtype: DType, name: str) -> npt.NDArray[np.uint8]:
+    """A value for a tensor as contiguous bytes in its format; without a copy where none is needed.
+
+    Raises:
+        ShapeError: the shape is not the tensor's (or its ne reversed in full).
+        DTypeError: the value has another format and conversion would lose what was meant.
+    """
+    if isinstance(value, QuantizedArray):
+        if value.dtype != dtype:
+            raise DTypeError(f"{name!r} is {dtype}, got an array of {value.dtype}")
+        shape: tuple[int, ...] = value.shape
+        raw = value.data
+    else:
+        array = np.asarray(value)
+        shape = array.shape
+        if dtype.numpy is None:
+            raise DTypeError(f"{name!r} is {dtype}, got {array.dtype}: convert it with pyggml.quantize(array, {dtype.name!r})")
+        if array.dtype != dtype.numpy:
+            if array.dtype.kind not in "fiub" or (array.dtype.kind == "f" and np.dtype(dtype.numpy).kind in "iu"):
+                raise DTypeError(f"{name!r} is {dtype}, got {array.dtype}: convert it first")
+            converted = array.astype(dtype.numpy)
+            if array.dtype.kind in "iu" and converted.dtype.kind in "iu" and not np.array_equal(converted, array):
+                raise DTypeError(f"{name!r} is {dtype}: values of the {array.dtype} array do not fit")
+            array = converted
+        raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    wanted = tuple(reversed(ne))
+    if shape != numpy_shape(ne) and tuple(shape) != wanted and (1,) * (len(ne) - len(shape)) + tuple(shape) != wanted:
+        raise ShapeError(
+            f"{name!r} has ne {list(ne)}, so numpy shape {numpy_shape(ne)}; got an array of shape {tuple(shape)}"
+            + (" (transpose it?)" if tuple(reversed(shape)) == numpy_shape(ne) else "")
+        )
+    return raw

@@ -1,0 +1,187 @@
+"""Weights: tensors that are placed once and shared by any number of graphs."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ._ffi import ffi, lib, non_null
+from ._handle import Handle
+from .dtype import DType, QuantizedArray, as_dtype
+from .errors import ArgumentError, DTypeError, OutOfMemoryError, ShapeError
+from .meta import MetaDevice, Target
+from .tensor import Tensor, as_bytes, read_tensor
+
+__all__ = ["Weights"]
+
+_MAX_NAME = 63  # GGML_MAX_NAME less its end
+
+Progress = Callable[[int, int], object]
+
+
+class Weights(Handle, Mapping[str, Tensor]):
+    """Named tensors in one buffer of a device, split by the rules of a `MetaDevice`.
+
+    Args:
+        device: where they go.
+        tensors: name -> numpy array (float32, float16, float64, int8 to int64) or `QuantizedArray`. Numpy's last axis
+            is ggml's axis 0: an array of shape (256, 64) has ne [64, 256].
+        progress: called with (bytes done, bytes in all) while they are uploaded.
+
+    Raises:
+        SplitError: a rule does not fit a tensor; the tensor and legal splits are named. Nothing stays allocated.
+        OutOfMemoryError: a device has not enough memory.
+    """
+
+    is_graph = False
+
+    def __init__(
+        self,
+        device: Target,
+        tensors: Mapping[str, npt.NDArray[Any] | QuantizedArray],
+        *,
+        progress: Progress | None = None,
+    ) -> None:
+        arrays = {name: value if isinstance(value, QuantizedArray) else np.asarray(value) for name, value in tensors.items()}
+        shapes = {name: (_dtype_of(name, value), _ne_of(name, value)) for name, value in arrays.items()}
+        self._place(device, shapes)
+        try:
+            total = sum(value.nbytes for value in arrays.values())
+            done = 0
+            for name, value in arrays.items():
+                dtype, ne = shapes[name]
+                raw = as_bytes(value, ne, dtype, name)
+                lib.ggml_backend_tensor_set(self._tensors[name].ptr, ffi.from_buffer(raw), 0, raw.nbytes)
+                done += raw.nbytes
+                if progress is not None:
+                    progress(done, total)
+        except BaseException:
+            self.close()
+            raise
+
+    @classmethod
+    def empty(cls, device: Target, shapes: Mapping[str, tuple[DType, tuple[int, ...]]]) -> Weights:
+        """Tensors without values (for plans): name -> (dtype, ne in ggml's order)."""
+        self = cls.__new__(cls)
+        self._place(device, shapes)
+        return self
+
+    @classmethod
+    def from_gguf(
+        cls,
+        device: Target,
+        path: str | os.PathLike[str],
+        pattern: str = "",
+        *,
+        progress: Progress | None = None,
+    ) -> Weights:
+        """The tensors of a GGUF file whose name contains the regular expression.
+
+        Raises:
+            FileFormatError: the file is corrupt; ModelNotFoundError: there is none.
+            ArgumentError: no tensor matches; the message names some that there are.
+        """
+        from .gguf_check import check_gguf
+
+        info = check_gguf(path)
+        chosen = [t for t in info.tensors if re.search(pattern, t.name)]
+        if not chosen:
+            some = ", ".join(t.name for t in info.tensors[:5])
+            raise ArgumentError(f"{path}: none of {len(info.tensors)} tensors matches {pattern!r}; there are {some}, …")
+        data = np.memmap(Path(path), np.uint8, "r")
+        arrays: dict[str, QuantizedArray | npt.NDArray[Any]] = {}
+        for t in chosen:
+            dtype = as_dtype(t.dtype)
+            raw = data[t.offset : t.offset + t.nbytes]
+            shape = tuple(reversed(t.ne))
+            arrays[t.name] = raw.view(dtype.numpy).reshape(shape) if dtype.numpy is not None else QuantizedArray(dtype, shape, raw)
+        return cls(device, arrays, progress=progress)
+
+    def _place(self, device: Target, shapes: Mapping[str, tuple[DType, tuple[int, ...]]]) -> None:
+        if not shapes:
+            raise ArgumentError("Weights without a tensor")
+        self.device = device
+        ctx = lib.ggml_init({"mem_size": lib.ggml_tensor_overhead() * (len(shapes) + 1), "mem_buffer": ffi.NULL, "no_alloc": True})
+        non_null(ctx, "ggml_init failed", OutOfMemoryError)
+        held: list[Any] = [ffi.NULL]
+        self._own(_free, held, ctx)
+        self._ctx = ctx
+        self._tensors: dict[str, Tensor] = {}
+        try:
+            for name, (dtype, ne) in shapes.items():
+                if len(name.encode()) > _MAX_NAME:
+                    raise ArgumentError(f"the name {name!r} has {len(name.encode())} bytes; ggml takes {_MAX_NAME}")
+                if len(ne) > 4 or any(n < 1 for n in ne) or math.prod(ne) > 1 << 62:
+                    raise ShapeError(f"{name!r} has ne {list(ne)}: 1 to 4 axes of at least one element are possible")
+                ptr = lib.ggml_new_tensor(ctx, dtype.type_id, len(ne), list(ne))
+                lib.ggml_set_name(ptr, name.encode())
+                self._tensors[name] = Tensor(self, ptr)
+            buft = lib.ggml_backend_dev_buffer_type(device.ptr)
+            total = sum(lib.ggml_nbytes(t.ptr) for t in self._tensors.values())
+            held[0] = non_null(
+                lib.ggml_backend_alloc_ctx_tensors_from_buft(ctx, buft),
+                f"{device.name} has not enough memory for {len(shapes)} tensors of {total:,} bytes in all",
+                OutOfMemoryError,
+            )
+            lib.ggml_backend_buffer_set_usage(held[0], lib.GGML_BACKEND_BUFFER_USAGE_WEIGHTS)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def n_devices(self) -> int:
+        """Devices of the meta device; 0 on a plain one."""
+        return self.device.n_devices if isinstance(self.device, MetaDevice) else 0
+
+    def __getitem__(self, name: str) -> Tensor:
+        self._check_open()
+        try:
+            return self._tensors[name]
+        except KeyError:
+            have = ", ".join(list(self._tensors)[:8])
+            raise KeyError(f"no weight {name!r}; there are {have}{', …' if len(self._tensors) > 8 else ''}") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
+
+    def _read(self, tensor: Tensor) -> npt.NDArray[Any]:
+        return read_tensor(tensor.ptr, tensor.dtype)
+
+    def __repr__(self) -> str:
+        return "<Weights (closed)>" if self.closed else f"<{len(self)} Weights on {self.device.name}>"
+
+
+def _dtype_of(name: str, value: Any) -> DType:
+    if isinstance(value, QuantizedArray):
+        return value.dtype
+    kinds = {"float64": "f32"}  # numpy's default; ggml computes in f32
+    try:
+        return as_dtype(kinds.get(value.dtype.name, value.dtype))
+    except DTypeError as error:
+        raise DTypeError(f"weight {name!r}: {error}") from None
+
+
+def _ne_of(name: str, value: Any) -> tuple[int, ...]:
+    shape = tuple(value.shape) or (1,)
+    if len(shape) > 4:
+        raise ShapeError(f"weight {name!r} has {len(shape)} axes; ggml has 4")
+    return tuple(int(n) for n in reversed(shape))
+
+
+def _free(held: list[Any], ctx: Any) -> None:
+    if held[0] != ffi.NULL:
+        lib.ggml_backend_buffer_free(held[0])
+    lib.ggml_free(ctx)
