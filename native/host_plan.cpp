@@ -256,7 +256,7 @@ ggml_status planned_graph_compute(ggml_backend_t, ggml_cgraph * graph) {
     uint64_t n = 0;
     for (int i = 0; i < graph->n_nodes; i++) {
         const ggml_tensor * node = graph->nodes[i];
-        n += (node->flags & GGML_TENSOR_FLAG_COMPUTE) != 0 && !ggml_op_is_empty(node->op) && !ggml_is_empty(node);
+        n += (node->flags & GGML_TENSOR_FLAG_COMPUTE) != 0 && !ggml_op_is_empty(node->op);
     }
     this_thread.scope->nodes.fetch_add(n, std::memory_order_relaxed);
     this_thread.scope->graph_computes.fetch_add(1, std::memory_order_relaxed);

@@ -334,7 +334,7 @@ ggml_status backend_graph_compute(ggml_backend_t backend, ggml_cgraph * graph) {
     uint64_t   n = 0;
     for (int i = 0; i < graph->n_nodes; i++) {
         const ggml_tensor * node = graph->nodes[i];
-        n += (node->flags & GGML_TENSOR_FLAG_COMPUTE) != 0 && !ggml_op_is_empty(node->op) && !ggml_is_empty(node);
+        n += (node->flags & GGML_TENSOR_FLAG_COMPUTE) != 0 && !ggml_op_is_empty(node->op);
     }
     c.nodes.fetch_add(n, std::memory_order_relaxed);
     c.graph_computes.fetch_add(1, std::memory_order_relaxed);
