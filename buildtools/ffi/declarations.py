@@ -11,9 +11,8 @@ from .constants import NotConstant, classify, evaluate
 from .headers import GenerationError, Preprocessed
 
 # Names that system headers define, which are not kept; cffi knows them all.
-_KNOWN_TYPES = (
-    "int8_t uint8_t int16_t uint16_t int32_t uint32_t int64_t uint64_t size_t ssize_t intptr_t uintptr_t ptrdiff_t FILE"
-).split()
+_KNOWN_TYPES = [f"{sign}int{bits}_t" for sign in ("", "u") for bits in (8, 16, 32, 64)]
+_KNOWN_TYPES += ["size_t", "ssize_t", "intptr_t", "uintptr_t", "ptrdiff_t", "FILE"]
 _PRELUDE = "".join(f"typedef int {name};\n" for name in _KNOWN_TYPES)
 
 _c = c_generator.CGenerator()
@@ -35,7 +34,7 @@ class Function:
 
     @property
     def returns_void(self) -> bool:
-        return _c.visit(self.declaration.type.type).strip() == "void"
+        return str(_c.visit(self.declaration.type.type)).strip() == "void"
 
     def prototype(self, name: str) -> str:
         """The same signature under another name, parameters called p0, p1, ...; reads as C and as C++."""
@@ -50,7 +49,7 @@ class Function:
             named = [c_ast.Decl(f"p{i}", p.quals, [], [], [], p.type, None, None) for i, p in enumerate(parameters)]
             declaration.type.args = c_ast.ParamList(named)
         declaration.name = name
-        return _c.visit(declaration).replace("_Bool", "bool").replace("restrict ", "")
+        return str(_c.visit(declaration)).replace("_Bool", "bool").replace("restrict ", "")
 
 
 def _rename(node: c_ast.Node, name: str) -> None:
@@ -129,7 +128,7 @@ def _function(node: c_ast.Node, header: str, opaque: set[str]) -> Function:
 
 
 def _names_of(node: c_ast.Node, names: set[str]) -> None:
-    class Visitor(c_ast.NodeVisitor):
+    class Visitor(c_ast.NodeVisitor):  # type: ignore[misc]
         def visit_Struct(self, struct: c_ast.Struct) -> None:
             if struct.decls is not None and struct.name:
                 names.add(struct.name)
@@ -139,7 +138,7 @@ def _names_of(node: c_ast.Node, names: set[str]) -> None:
 
 
 def _declare_tags(node: c_ast.Node, result: Declarations, out: list[str]) -> None:
-    class Visitor(c_ast.NodeVisitor):
+    class Visitor(c_ast.NodeVisitor):  # type: ignore[misc]
         def visit_Struct(self, struct: c_ast.Struct) -> None:
             if struct.name and struct.name not in result.tags:
                 result.tags.add(struct.name)
@@ -151,7 +150,7 @@ def _declare_tags(node: c_ast.Node, result: Declarations, out: list[str]) -> Non
 def _type_text(node: c_ast.Node, known: dict[str, int], result: Declarations) -> str:
     """The declaration with every number worked out, as cffi wants it."""
 
-    class Visitor(c_ast.NodeVisitor):
+    class Visitor(c_ast.NodeVisitor):  # type: ignore[misc]
         def visit_Enum(self, enum: c_ast.Enum) -> None:
             if enum.name:
                 result.tags.add(enum.name)
@@ -199,9 +198,9 @@ def _type_text(node: c_ast.Node, known: dict[str, int], result: Declarations) ->
     if isinstance(node, c_ast.Decl) and "static" in node.storage and "const" in node.quals:
         node.init = None  # a constant: the compiler knows its value
     Visitor().visit(node)
-    return _c.visit(node) + ";"
+    return f"{_c.visit(node)};"
 
 
 def _same_name(typedef: c_ast.Typedef) -> bool:
     inner = getattr(typedef.type, "type", None)
-    return getattr(inner, "name", None) == typedef.name
+    return bool(getattr(inner, "name", None) == typedef.name)

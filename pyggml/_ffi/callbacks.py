@@ -14,7 +14,7 @@ returns to raise it: the exception stays in ``Callback.error``, and whoever wait
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from ..errors import UnsupportedError
 from . import check
@@ -25,7 +25,7 @@ class Callback:
     """A Python function for C: pass ``.function`` and ``.user_data`` to what takes a callback."""
 
     # name of the callback type -> the C function that serves it
-    TYPES = {
+    TYPES: ClassVar[dict[str, str]] = {
         "split_policy": "pgg_py_split_policy",
         "log_sink": "pgg_py_log_sink",
         "node_observer": "pgg_py_node_observer",
@@ -84,37 +84,34 @@ def _call(user_data: Any, refusal: Any, *arguments: Any) -> Any:
         return refusal
 
 
-@ffi.def_extern()
-def pgg_py_split_policy(tensor: Any, state: Any, user_data: Any) -> Any:
+def _split_policy(tensor: Any, state: Any, user_data: Any) -> Any:
     return _call(user_data, False, tensor, state)
 
 
-@ffi.def_extern()
-def pgg_py_log_sink(level: int, text: Any, user_data: Any) -> None:
+def _log_sink(level: int, text: Any, user_data: Any) -> None:
     _call(user_data, None, level, ffi.string(text).decode("utf-8", "replace"))
 
 
-@ffi.def_extern()
-def pgg_py_node_observer(node: Any, data: Any, size: int, user_data: Any) -> None:
+def _node_observer(node: Any, data: Any, size: int, user_data: Any) -> None:
     _call(user_data, None, node, ffi.buffer(data, size))
 
 
-@ffi.def_extern()
-def pgg_py_abort(user_data: Any) -> Any:
+def _abort(user_data: Any) -> Any:
     return _call(user_data, True)
 
 
-@ffi.def_extern()
-def pgg_py_sched_eval(tensor: Any, ask: bool, user_data: Any) -> Any:
+def _sched_eval(tensor: Any, ask: bool, user_data: Any) -> Any:
     return _call(user_data, False, tensor, ask)
 
 
-if hasattr(lib, "pgg_py_progress"):
+def _progress(progress: float, user_data: Any) -> Any:
+    return _call(user_data, False, progress)
 
-    @ffi.def_extern()
-    def pgg_py_progress(progress: float, user_data: Any) -> Any:
-        return _call(user_data, False, progress)
 
-    @ffi.def_extern()
-    def pgg_py_set_tensor(tensor: Any, user_data: Any) -> None:
-        _call(user_data, None, tensor)
+def _set_tensor(tensor: Any, user_data: Any) -> None:
+    _call(user_data, None, tensor)
+
+
+for _kind, _name in Callback.TYPES.items():
+    if hasattr(lib, _name):
+        ffi.def_extern(name=_name)(globals()[f"_{_kind}"])

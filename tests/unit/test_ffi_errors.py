@@ -158,7 +158,7 @@ def test_a_logging_handler_may_call_lib_and_may_fail(capsys: pytest.CaptureFixtu
             raise OSError("handler failed")
 
         def handleError(self, record: logging.LogRecord) -> None:
-            raise  # noqa: PLE0704  (re-raises what emit raised, as a careless handler does)
+            raise  # what emit raised, as a careless handler does
 
         def handle(self, record: logging.LogRecord) -> bool:
             self.emit(record)

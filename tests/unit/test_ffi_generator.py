@@ -11,10 +11,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "buildtools"))
 
+import gen_ffi  # noqa: E402
 from ffi import constants, emit, left_out  # noqa: E402
 from ffi.declarations import parse  # noqa: E402
 from ffi.headers import GenerationError, Header, Preprocessed, Source, preprocess, selected  # noqa: E402
-import gen_ffi  # noqa: E402
 
 SOURCE = ROOT / "vendor/llama.cpp"
 NATIVE = ROOT / "native"
@@ -89,7 +89,7 @@ def test_every_wrapper_gets_one_check() -> None:
     ],
 )
 def test_another_form_of_wrapper_fails_the_build(text: str, names: list[str]) -> None:
-    with pytest.raises(GenerationError, match="cffi .* adapt the function"):
+    with pytest.raises(GenerationError, match=r"cffi .* adapt the function"):
         emit.add_checks(text, names)
 
 
