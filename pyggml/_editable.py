@@ -7,12 +7,14 @@ costs less than asking ninja at every import.
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 WATCHED = (
     "CMakeLists.txt",
@@ -83,18 +85,21 @@ def _rebuild(source: Path, build: Path, prefix: Path) -> None:
     _run([cmake, "--install", str(build), "--prefix", str(prefix), "--component", "pyggml"])
 
 
-def refresh(source: str, build: str, prefix: Path) -> None:
+def refresh(build_info: ModuleType) -> None:
     """Brings the compiled module and its libraries up to date with the sources they were made from."""
-    source_dir, build_dir = Path(source), Path(build)
-    if not build_dir.is_dir() or next(_changed(source_dir, build_dir), None) is None:
+    source, build = map(Path, build_info.EDITABLE)
+    if not build.is_dir() or next(_changed(source, build), None) is None:
         return
     import fcntl  # editable installs on Windows are not supported
 
-    with (build_dir / "editable.lock").open("a") as lock:
+    with (build / "editable.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        changed = list(_changed(source_dir, build_dir))  # another process may have been faster
-        if changed:
-            names = ", ".join(str(path.relative_to(source_dir)) for path in changed[:3])
-            more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-            print(f"pyggml: rebuilding native code ({names}{more} changed)", file=sys.stderr, flush=True)
-            _rebuild(source_dir, build_dir, prefix)
+        changed = list(_changed(source, build))  # another process may have been faster
+        if not changed:
+            return
+        names = ", ".join(str(path.relative_to(source)) for path in changed[:3])
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        print(f"pyggml: rebuilding native code ({names}{more} changed)", file=sys.stderr, flush=True)
+        _rebuild(source, build, prefix=Path(str(build_info.__file__)).parent.parent)
+    importlib.invalidate_caches()
+    importlib.reload(build_info)

@@ -8,6 +8,16 @@ leaves to it: valid pointers, and the life of what they point to.
 from __future__ import annotations
 
 try:
+    from .. import _build_info
+except ImportError:
+    pass  # nothing is built: said below
+else:
+    if _build_info.EDITABLE is not None:
+        from .._editable import refresh
+
+        refresh(_build_info)
+
+try:
     from ._lib import ffi, lib
 except ImportError as error:
     raise ImportError(
