@@ -610,7 +610,12 @@ ggml_backend_reg_t pgg_sim_reg(void) {
 }
 
 ggml_backend_dev_t pgg_sim_device(const struct pgg_sim_params * params) {
-    return pgg::guarded([&] { return make_device(*params); }, ggml_backend_dev_t(nullptr));
+    return pgg::guarded([&] {
+        if (params == nullptr) {
+            throw pgg::error(PGG_ERROR_ARGUMENT, "pgg_sim_device: params is NULL");
+        }
+        return make_device(*params);
+    }, ggml_backend_dev_t(nullptr));
 }
 
 void pgg_sim_release(ggml_backend_dev_t dev) {

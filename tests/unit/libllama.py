@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pyggml._ffi import ffi, lib
+from pyggml._ffi import ffi, lib, non_null
 
 FIELDS = (
     "graph_computes", "nodes", "allreduces", "allreduce_bytes", "copies", "copy_bytes",
@@ -46,16 +46,21 @@ def plan_mode() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def model(path: os.PathLike[str] | str, devices: Sequence[Any], split: str = "TENSOR", mmap: bool = True) -> Iterator[Any]:
+def model(
+    path: os.PathLike[str] | str,
+    devices: Sequence[Any],
+    split: str = "TENSOR",
+    n_gpu_layers: int = 999,
+    extra_bufts: bool = False,
+) -> Iterator[Any]:
     p = ffi.new("struct llama_model_params *", lib.llama_model_default_params())
     listed = ffi.new("ggml_backend_dev_t[]", [*devices, ffi.NULL])
     p.devices = listed
-    p.n_gpu_layers = 999
+    p.n_gpu_layers = n_gpu_layers
     p.split_mode = getattr(lib, f"LLAMA_SPLIT_MODE_{split}")
-    p.load_mode = lib.LLAMA_LOAD_MODE_MMAP if mmap else lib.LLAMA_LOAD_MODE_NONE
-    p.use_extra_bufts = False
-    m = lib.llama_model_load_from_file(os.fsencode(path), p[0])
-    assert m != ffi.NULL
+    p.load_mode = lib.LLAMA_LOAD_MODE_MMAP
+    p.use_extra_bufts = extra_bufts
+    m = non_null(lib.llama_model_load_from_file(os.fsencode(path), p[0]), f"no model from {path}")
     try:
         yield m
     finally:
@@ -68,8 +73,7 @@ def context(m: Any, n_ctx: int = 512, n_batch: int = 512) -> Iterator[Any]:
     p.n_ctx, p.n_batch, p.n_ubatch = n_ctx, n_batch, n_batch
     p.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_ENABLED
     p.type_k = p.type_v = lib.GGML_TYPE_F32
-    ctx = lib.llama_init_from_model(m, p[0])
-    assert ctx != ffi.NULL
+    ctx = non_null(lib.llama_init_from_model(m, p[0]), "no context")
     try:
         yield ctx
     finally:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from libllama import context, decode, host_stats, model, plan_mode, sim, stats
 
+import pyggml.errors
 from pyggml._ffi import ffi, lib
 from pyggml.testing import llama_header, tiny_gguf
 
@@ -166,7 +167,11 @@ def test_real_device_types_are_never_touched(tmp_path: Path) -> None:
     before = [stats(dev) for dev in real]
     buft = cpu_buffer_type()
     total = lib.pgg_buft_allocated_total(buft)
-    with plan_mode(), model(file, [sim(f"twin{i}", twin=dev, comm=True) for i, dev in enumerate(real)]) as m, context(m) as ctx:
+    with (
+        plan_mode(),
+        model(file, [sim(f"twin{i}", twin=dev, comm=True) for i, dev in enumerate(real)]) as m,
+        context(m) as ctx,
+    ):
         decode(ctx, list(range(40)))
     assert [stats(dev) for dev in real] == before
     assert lib.pgg_buft_allocated_total(buft) == total
@@ -208,6 +213,48 @@ def test_the_plan_is_what_a_run_does(tmp_path: Path, arch: str, moe: bool, n: in
         assert sum(d["copies"] for d in last) > 0
 
 
+@pytest.mark.parametrize("split", ["TENSOR", "LAYER"])
+@pytest.mark.parametrize("what", ["weights", "context"])
+def test_devices_without_enough_memory(tmp_path: Path, split: str, what: str) -> None:
+    file = tiny_gguf(tmp_path / "m.gguf")
+
+    def attempt(memory: int) -> list[dict[str, int]]:
+        devs = [sim(f"tight{i}", memory=memory, comm=True) for i in range(2)]
+        try:
+            with model(file, devs, split) as m:
+                loaded = [stats(dev) for dev in devs]
+                with context(m) as ctx:
+                    decode(ctx, [1, 2, 3])
+            return loaded
+        finally:
+            assert all(stats(dev)["buffer_bytes"] == 0 for dev in devs)  # whatever was begun is undone
+            for dev in devs:
+                lib.pgg_sim_release(dev)
+
+    with plan_mode():
+        need = max(d["buffer_bytes"] for d in attempt(0))
+        with pytest.raises(pyggml.errors.Error, match=r"tight\d: out of memory: \d+ bytes asked for"):
+            attempt(need - 1 if what == "weights" else need + 1)
+        attempt(1 << 30)  # and the next one is right
+    assert host_stats()["buffer_bytes"] == 0
+
+
+@pytest.mark.parametrize("extra_bufts", [False, True])
+def test_layers_that_stay_on_the_host(tmp_path: Path, extra_bufts: bool) -> None:
+    """Also with repacked weights: they are neither allocated nor repacked."""
+    file = llama_header(tmp_path / "m.gguf", "llama-8b", vocab="none")
+    buft = cpu_buffer_type()
+    total, before = lib.pgg_buft_allocated_total(buft), memory_mib("VmRSS")
+    dev = sim("half", memory=80 << 30)
+    with plan_mode(), model(file, [dev], "LAYER", n_gpu_layers=16, extra_bufts=extra_bufts) as m, context(m) as ctx:
+        decode(ctx, [1] * 32)
+        assert memory_mib("VmRSS") - before < 100
+        got = host_stats()
+    assert got["graph_computes"] > 0 and got["nodes"] > 300
+    assert (got["buffer_bytes"] > 1 << 30) == extra_bufts  # otherwise the weights stay in the mapped file
+    assert lib.pgg_buft_allocated_total(buft) == total
+
+
 BIG = """
 import json, resource, sys, time
 from libllama import context, decode, host_stats, model, plan_mode, sim, stats
@@ -239,7 +286,9 @@ def test_a_model_of_40_gb_on_a_laptop(tmp_path: Path, n: int) -> None:
 
     file = llama_header(tmp_path / "big.gguf", "llama-70b")
     env = dict(os.environ, PYTHONPATH=os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)]))
-    out = subprocess.run([sys.executable, "-c", BIG, str(file), str(n)], check=True, stdout=subprocess.PIPE, env=env).stdout
+    out = subprocess.run(
+        [sys.executable, "-c", BIG, str(file), str(n)], check=True, stdout=subprocess.PIPE, env=env
+    ).stdout
     got = json.loads(out)
     assert got["real"] == 0
     assert got["rss_mib"] <= 300

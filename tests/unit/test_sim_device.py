@@ -39,7 +39,9 @@ class Tensors:
 
 def test_never_in_the_process_registry() -> None:
     fresh()
-    names = {ffi.string(lib.ggml_backend_reg_name(lib.ggml_backend_reg_get(i))) for i in range(lib.ggml_backend_reg_count())}
+    names = {
+        ffi.string(lib.ggml_backend_reg_name(lib.ggml_backend_reg_get(i))) for i in range(lib.ggml_backend_reg_count())
+    }
     assert b"SIM" not in names
     reg = lib.pgg_sim_reg()
     assert ffi.string(lib.ggml_backend_reg_name(reg)) == b"SIM"
@@ -75,7 +77,10 @@ def test_buffers_beyond_the_largest_one_are_refused() -> None:
 def test_buffers_have_addresses_of_their_own() -> None:
     dev = fresh(alignment=4096)
     buffers = [alloc(dev, size) for size in (1, 1 << 40, 1 << 24, 5)]
-    spans = sorted((int(ffi.cast("uintptr_t", lib.ggml_backend_buffer_get_base(b))), lib.ggml_backend_buffer_get_size(b)) for b in buffers)
+    spans = sorted(
+        (int(ffi.cast("uintptr_t", lib.ggml_backend_buffer_get_base(b))), lib.ggml_backend_buffer_get_size(b))
+        for b in buffers
+    )
     assert all(base % 4096 == 0 for base, _ in spans)
     assert all(a + n < b for (a, n), (b, _) in itertools.pairwise(spans))
     for b in buffers:
@@ -162,10 +167,14 @@ def test_a_twin_answers_as_the_real_device(real: Any) -> None:
             for type_ in (lib.GGML_TYPE_F32, lib.GGML_TYPE_Q4_K, lib.GGML_TYPE_IQ2_XXS)
         ]
         # V is a view of K here: that must still be seen
-        ops.append(lib.ggml_flash_attn_ext(t.ctx, t.new(64, 32, 2), k, lib.ggml_view_tensor(t.ctx, k), ffi.NULL, 1.0, 0.0, 0.0))
+        ops.append(
+            lib.ggml_flash_attn_ext(t.ctx, t.new(64, 32, 2), k, lib.ggml_view_tensor(t.ctx, k), ffi.NULL, 1.0, 0.0, 0.0)
+        )
         buffer = t.alloc(dev)  # each with buffers that belong to the device that is asked
         buft = lib.ggml_backend_dev_buffer_type(dev)
-        answers.append([(lib.ggml_backend_dev_supports_op(dev, op), lib.ggml_backend_buft_get_alloc_size(buft, op)) for op in ops])
+        answers.append(
+            [(lib.ggml_backend_dev_supports_op(dev, op), lib.ggml_backend_buft_get_alloc_size(buft, op)) for op in ops]
+        )
         lib.ggml_backend_buffer_free(buffer)
     assert answers[0] == answers[1]
     assert {ok for ok, _ in answers[0]} == {True, False}
@@ -183,7 +192,7 @@ def test_bad_descriptions_are_refused() -> None:
     twin = fresh()
     with pytest.raises(pyggml.errors.ArgumentError, match="needs a name"):
         sim("")
-    with pytest.raises(pyggml.errors.ArgumentError, match="copy: .* is simulated itself"):
+    with pytest.raises(pyggml.errors.ArgumentError, match=r"copy: .* is simulated itself"):
         sim("copy", twin=twin)
     with pytest.raises(pyggml.errors.ArgumentError, match="odd: alignment 96 is not a power of two"):
         sim("odd", alignment=96)
@@ -210,7 +219,9 @@ def test_a_communicator_only_among_devices_that_have_one() -> None:
 
     def comm(*devs: Any) -> tuple[Any, list[Any]]:
         backends = [lib.ggml_backend_dev_init(dev, ffi.NULL) for dev in devs]
-        init = ffi.cast("ggml_backend_comm_init_t", lib.ggml_backend_reg_get_proc_address(reg, b"ggml_backend_comm_init"))
+        init = ffi.cast(
+            "ggml_backend_comm_init_t", lib.ggml_backend_reg_get_proc_address(reg, b"ggml_backend_comm_init")
+        )
         return init(ffi.new("ggml_backend_t[]", backends), len(backends)), backends
 
     a, b, without = fresh(comm=True), fresh(comm=True), fresh()
@@ -221,7 +232,10 @@ def test_a_communicator_only_among_devices_that_have_one() -> None:
             lib.ggml_backend_free(backend)
     both, backends = comm(a, b)
     assert both != ffi.NULL
-    reduce = ffi.cast("ggml_backend_comm_allreduce_tensor_t", lib.ggml_backend_reg_get_proc_address(reg, b"ggml_backend_comm_allreduce_tensor"))
+    reduce = ffi.cast(
+        "ggml_backend_comm_allreduce_tensor_t",
+        lib.ggml_backend_reg_get_proc_address(reg, b"ggml_backend_comm_allreduce_tensor"),
+    )
     t = Tensors()
     assert reduce(both, ffi.new("struct ggml_tensor *[]", [t.new(10), t.new(10)]))
     assert [(stats(d)["allreduces"], stats(d)["allreduce_bytes"]) for d in (a, b)] == [(1, 40), (1, 40)]
