@@ -1,0 +1,1 @@
+"""Plans and comparisons as text, tables and pages."""

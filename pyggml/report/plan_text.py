@@ -1,0 +1,76 @@
+"""A plan as text without colour."""
+
+from __future__ import annotations
+
+from ..plan import Detail, SplitPlan
+from .plan_rows import PENDING_NOTE, Row, columns, has_pending, rows, split_counts
+from .units import binary, counted, percent
+
+__all__ = ["grid", "summary", "table"]
+
+
+def grid(heads: tuple[str, ...], lines: list[tuple[str, ...]], right: frozenset[int] = frozenset()) -> list[str]:
+    """Columns as wide as their widest cell; those in `right` are flush right."""
+    widths = [max(len(line[k]) for line in (heads, *lines)) for k in range(len(heads))]
+
+    def joined(line: tuple[str, ...]) -> str:
+        cells = (c.rjust(w) if k in right else c.ljust(w) for k, (c, w) in enumerate(zip(line, widths, strict=True)))
+        return "  ".join(cells).rstrip()
+
+    return [joined(heads), "  ".join("─" * w for w in widths), *map(joined, lines)]
+
+
+def table(plan: SplitPlan, detail: Detail, fold: bool) -> str:
+    """See `SplitPlan.table`."""
+    items = rows(plan, detail, fold)
+    heads = columns(detail)
+    body = [r for r in items if len(r.cells) > 1]
+    right = frozenset({1, 2, 4, 5} if detail == "layers" else {6, 7})
+    top, rule, *lines = grid(heads, [r.cells for r in body], right)
+    text, width = iter(lines), len(rule)
+    out = [top, rule, *(next(text) if len(r.cells) > 1 else _across(r, width) for r in items)]
+    if detail != "layers" and has_pending(plan):
+        out.append(PENDING_NOTE)
+    return "\n".join(out)
+
+
+def _across(row: Row, width: int) -> str:
+    if row.kind == "group":
+        return f"[{row.cells[0]}]"
+    text = f"── {row.cells[0]} "
+    return text + "─" * max(2, width - len(text))
+
+
+def summary(plan: SplitPlan) -> str:
+    """See `SplitPlan.summary`."""
+    n_views = sum(x.is_view for x in plan.nodes)
+    n_graphs = len({s.graph for s in plan.subgraphs})
+    counts = (
+        f"{counted(len(plan.nodes), 'node')} ({n_views} of them views) in {counted(len(plan.subgraphs), 'subgraph')}"
+        + (f" of {n_graphs} graphs" if n_graphs > 1 else "")
+    )
+    reduces = "no all-reduces"
+    if plan.allreduces:
+        delayed = sum(r.delayed for r in plan.allreduces)
+        how = ", ".join(sorted({r.algorithm for r in plan.allreduces}))
+        reduces = f"{counted(len(plan.allreduces), 'all-reduce')} ({how}), {binary(plan.allreduce_bytes)} a run" + (
+            f", {delayed} delayed" if delayed else ""
+        )
+    out = [
+        f"{counted(len(plan.devices), 'device')}; {counts}; {reduces}",
+        f"nodes by split: {split_counts(plan.nodes)}",
+    ]
+    weights, shares = plan.weight_bytes(), plan.share_of_weights()
+    lines: list[tuple[str, ...]] = []
+    for m, w, share in zip(plan.memory, weights, shares, strict=True):
+        cells = m.name, binary(m.weights), binary(m.fixed), binary(m.compute), binary(m.reduction), binary(m.total)
+        lines.append((*cells, f"{binary(w.split)} ({percent(share)})", binary(w.mirrored)))
+    heads = ("device", "weights", "fixed", "compute", "reduction", "total", "split weights read", "mirrored")
+    out += grid(heads, lines, frozenset(range(1, 8)))
+    if plan.host:
+        out.append("host: " + ", ".join(f"{k} {_host(k, v)}" for k, v in plan.host.items()))
+    return "\n".join(out)
+
+
+def _host(key: str, value: object) -> str:
+    return binary(value) if isinstance(value, int) and key.endswith("bytes") else str(value)
