@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -282,8 +283,6 @@ print(json.dumps({
 
 @pytest.mark.parametrize("n", [2, 8])
 def test_a_model_of_40_gb_on_a_laptop(tmp_path: Path, n: int) -> None:
-    import json
-
     file = llama_header(tmp_path / "big.gguf", "llama-70b")
     env = dict(os.environ, PYTHONPATH=os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)]))
     out = subprocess.run(
@@ -292,7 +291,7 @@ def test_a_model_of_40_gb_on_a_laptop(tmp_path: Path, n: int) -> None:
     got = json.loads(out)
     assert got["real"] == 0
     assert got["rss_mib"] <= 300
-    assert got["seconds"] <= 5  # 0.6 s on an idle machine; the benchmark holds the real limit
+    assert got["seconds"] <= 5  # about 1 s on an idle machine: this is a guard against losing what makes it fast
     prompt, token = got["steps"]
     for devices, payload in ((prompt, 159 * 16 * MIB + 32 * 1024), (token, 160 * 32 * 1024)):
         for d in devices:
@@ -302,3 +301,43 @@ def test_a_model_of_40_gb_on_a_laptop(tmp_path: Path, n: int) -> None:
             assert d["allreduce_bytes"] == payload
             assert 0 < d["buffer_bytes"] < 80 << 30
     assert got["host"]["graph_computes"] > 0
+
+
+def test_one_thread_plans_while_another_one_runs(tmp_path: Path) -> None:
+    """The run's buffers are real, its CPU backend computes: a plan is of its thread only."""
+    file = tiny_gguf(tmp_path / "m.gguf")
+    real = [lib.pgg_vcpu_device(i, 1, 0) for i in range(2)]
+    n_vocab = file.n_vocab
+
+    def run() -> bytes:
+        with model(file, real) as m, context(m) as ctx:
+            decode(ctx, list(range(20)))
+            return bytes(ffi.buffer(lib.llama_get_logits_ith(ctx, -1), 4 * n_vocab))
+
+    alone = run()
+    assert any(alone)
+    planning, stop = threading.Event(), threading.Event()
+    errors: list[BaseException] = []
+
+    def plan() -> None:
+        try:
+            devs = [sim(f"beside{i}", comm=True) for i in range(2)]
+            while not stop.is_set():
+                with plan_mode(), model(file, devs) as m, context(m) as ctx:
+                    decode(ctx, list(range(20)))
+                    logits = bytes(ffi.buffer(lib.llama_get_logits_ith(ctx, -1), 4 * n_vocab))
+                    assert not any(logits)
+                planning.set()
+        except BaseException as error:
+            errors.append(error)
+            planning.set()
+
+    thread = threading.Thread(target=plan)
+    thread.start()
+    try:
+        assert planning.wait(60)
+        assert [run() for _ in range(5)] == [alone] * 5
+    finally:
+        stop.set()
+        thread.join()
+    assert not errors
