@@ -1,0 +1,226 @@
+"""What llama.cpp assumes of a model's metadata without checking it, or checks with an assertion.
+
+Only what would end the process, or fail far from its cause, is here: everything else libllama refuses itself, with
+a reason. Each rule says which line of thought in llama.cpp it stands for.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import numpy as np
+
+from .errors import FileFormatError
+from .gguf_check import GGUFArray, GGUFInfo
+
+__all__ = ["check_model"]
+
+_MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
+_MAX_EXPERTS = 1024  # LLAMA_MAX_EXPERTS
+_ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
+# metadata that llama.cpp divides by
+_DIVISORS = (
+    "full_attention_interval", "ssm.conv_kernel", "ssm.inner_size", "ssm.state_size", "ssm.time_step_rank",
+    "ssm.group_count", "attention.group_norm_groups",
+)  # fmt: skip
+# operands of kernels that only know F32 and abort on a worker thread otherwise
+_F32_NAMES = re.compile(r"(_norm\.(weight|bias)|\.ssm_(conv1d(_[qkv])?\.weight|a|d|dt\.bias))$")
+# lookup tables; every other tensor is multiplied
+_INTEGER_NAMES = re.compile(r"(tid2eid|d2t|t2d)(\.weight)?$")
+
+
+def check_model(info: GGUFInfo) -> None:
+    """Raises `FileFormatError` for metadata that libllama would crash on."""
+    _Rules(info).check()
+
+
+class _Rules:
+    def __init__(self, info: GGUFInfo) -> None:
+        self.info = info
+        self.path = info.paths[0]
+        self.arch = ""
+
+    def fail(self, what: str, found: object, expected: str) -> FileFormatError:
+        return FileFormatError(f"{self.path}: {what}: found {found}, expected {expected}")
+
+    def check(self) -> None:
+        arch = self.info.metadata.get("general.architecture")
+        if not isinstance(arch, str) or not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", arch):
+            found = "nothing" if arch is None else repr(arch)[:80]
+            raise self.fail("general.architecture", found, "the name of a model architecture, such as 'llama'")
+        self.arch = arch
+        self.formats()
+        self.vocabulary()
+        if arch == "clip":
+            return  # a projector: libllama says so
+        n_layer = self.layers()
+        self.experts(n_layer)
+        self.heads(n_layer)
+        self.numbers()
+        self.linear_attention()
+
+    # values
+
+    def number(self, key: str, default: int | None = None) -> int | None:
+        """A uint32 of the architecture; llama.cpp takes no other integer type."""
+        key = f"{self.arch}.{key}"
+        value = self.info.metadata.get(key)
+        if value is None:
+            return default
+        if self.info.types[key] != "uint32" or not isinstance(value, int):
+            raise self.fail(key, f"{value!r} ({self.info.types[key]})", "a uint32")
+        return value
+
+    def per_layer(self, key: str, n_layer: int) -> list[int] | None:
+        """A uint32, or an array with one for each layer."""
+        value = self.info.metadata.get(f"{self.arch}.{key}")
+        if not isinstance(value, GGUFArray):
+            single = self.number(key)
+            return None if single is None else [single] * n_layer
+        if value.length != n_layer or value.type not in ("uint32", "int32", "bool"):
+            raise self.fail(f"{self.arch}.{key}", f"{value.length} x {value.type}", f"{n_layer} x uint32, one per layer")
+        numbers = [int(n) for n in self.values(value)]
+        if min(numbers) < 0:
+            raise self.fail(f"{self.arch}.{key}", min(numbers), "no negative number")
+        return numbers
+
+    @staticmethod
+    def values(array: GGUFArray) -> Any:
+        return np.asarray(array.load())
+
+    # rules
+
+    def layers(self) -> int:
+        n_layer = self.number("block_count")
+        if n_layer is None or not 1 <= n_layer <= _MAX_LAYERS:
+            raise self.fail(f"{self.arch}.block_count", n_layer, f"1 to {_MAX_LAYERS}")
+        extra = self.number("nextn_predict_layers", 0) or 0
+        if extra >= n_layer:
+            raise self.fail(f"{self.arch}.nextn_predict_layers", extra, f"less than block_count, {n_layer}")
+        for key in ("embedding_length", "context_length"):
+            value = self.number(key)
+            if value is None or not 1 <= value < 1 << 31:
+                raise self.fail(f"{self.arch}.{key}", value, "at least 1")
+        return n_layer
+
+    def experts(self, n_layer: int) -> None:
+        # GGML_ASSERTs of llama_model_base::load_hparams
+        n = self.number("expert_count", 0) or 0
+        used = max(self.per_layer("expert_used_count", n_layer) or [0])
+        groups = self.number("expert_group_count", 0) or 0
+        groups_used = self.number("expert_group_used_count", 0) or 0
+        if n <= 1 and self.arch.startswith("hunyuan"):
+            return
+        key = f"{self.arch}.expert"
+        if n > _MAX_EXPERTS:
+            raise self.fail(f"{key}_count", n, f"at most {_MAX_EXPERTS}")
+        if used > n or (n > 0 and used == 0):
+            raise self.fail(f"{key}_used_count", used, f"1 to expert_count, {n}" if n else "0, as expert_count is 0")
+        if groups and (groups >= n or (groups > 1 and (n % groups or not 0 < groups_used < groups))):
+            raise self.fail(
+                f"{key}_group_count", f"{groups} of which {groups_used} are used", f"a divisor of expert_count, {n}, and fewer used"
+            )
+
+    def heads(self, n_layer: int) -> None:
+        heads = self.per_layer("attention.head_count", n_layer)
+        if heads is None:
+            return
+        kv_heads = self.per_layer("attention.head_count_kv", n_layer) or heads
+        for i, (n, n_kv) in enumerate(zip(heads, kv_heads)):
+            if n and n_kv and n % n_kv:
+                raise self.fail(
+                    f"{self.arch}.attention.head_count of layer {i}", n, f"a multiple of attention.head_count_kv, {n_kv}"
+                )
+        if heads[0] == 0:
+            return
+        n_embd = self.number("embedding_length") or 0
+        head_dim = self.number("attention.key_length", n_embd // heads[0])
+        value_dim = self.number("attention.value_length", n_embd // heads[0])
+        if not head_dim or not value_dim:
+            raise self.fail(
+                f"{self.arch}.attention.head_count", heads[0], f"heads of at least one of the {n_embd} elements of embedding_length"
+            )
+        # rotary embeddings check these on worker threads, where nobody catches it
+        for suffix in ("", "_swa"):
+            dim = self.number(f"attention.key_length{suffix}", head_dim) or head_dim
+            n_rot = self.number(f"rope.dimension_count{suffix}")
+            if n_rot is not None and (n_rot > dim or n_rot % 2):
+                raise self.fail(f"{self.arch}.rope.dimension_count{suffix}", n_rot, f"an even number up to {dim}, the head size")
+        self.rope_sections(head_dim)
+
+    def rope_sections(self, head_dim: int) -> None:
+        key = f"{self.arch}.rope.dimension_sections"
+        sections = self.info.metadata.get(key)
+        if sections is None:
+            return
+        if not isinstance(sections, GGUFArray) or sections.type not in ("int32", "uint32") or not 1 <= len(sections) <= 4:
+            raise self.fail(key, sections, "an array of up to 4 x int32")
+        values = [int(n) for n in self.values(sections)]
+        if min(values) < 0 or not 0 < sum(values) <= head_dim:
+            raise self.fail(key, values, f"numbers from 0 with a sum from 1 to {head_dim}")
+
+    def numbers(self) -> None:
+        for key in _DIVISORS:
+            if self.number(key, 1) == 0:
+                raise self.fail(f"{self.arch}.{key}", 0, "at least 1")
+        for name in ("layer_norm_epsilon", "layer_norm_rms_epsilon", "group_norm_epsilon"):
+            key = f"{self.arch}.attention.{name}"
+            value = self.info.metadata.get(key)
+            if value is None:
+                continue
+            if self.info.types[key] != "float32" or not isinstance(value, float) or not 0 <= value < math.inf:
+                raise self.fail(key, f"{value!r} ({self.info.types[key]})", "a float32, not negative")
+        key = f"{self.arch}.rope.scaling.type"
+        scaling = self.info.metadata.get(key)
+        if scaling is not None and scaling not in _ROPE_SCALINGS:
+            raise self.fail(key, repr(scaling)[:80], f"one of {', '.join(_ROPE_SCALINGS)}")
+
+    def linear_attention(self) -> None:
+        if self.arch not in ("qwen3next", "qwen35", "qwen35moe"):
+            return
+        v_heads, k_heads = self.number("ssm.time_step_rank", 1) or 1, self.number("ssm.group_count", 1) or 1
+        inner, state = self.number("ssm.inner_size", 0) or 0, self.number("ssm.state_size", 0) or 0
+        if v_heads % k_heads:
+            raise self.fail(f"{self.arch}.ssm.time_step_rank", v_heads, f"a multiple of ssm.group_count, {k_heads}")
+        if inner != v_heads * state:
+            raise self.fail(f"{self.arch}.ssm.inner_size", inner, f"ssm.time_step_rank x ssm.state_size, {v_heads * state}")
+        if self.arch == "qwen3next":
+            return
+        # optional when they are loaded, used without a question when the graph is built
+        names = {t.name for t in self.info.tensors}
+        for name in names:
+            if name.endswith(".ssm_conv1d.weight"):
+                for part in ("attn_qkv.weight", "attn_gate.weight"):
+                    wanted = name.replace("ssm_conv1d.weight", part)
+                    if wanted not in names:
+                        raise self.fail(f"tensor {wanted!r}", "none", f"one: its layer has {name!r}")
+
+    def formats(self) -> None:
+        # The CPU backend accepts any format of a weight and finds out in the kernel. Integers, F64 and the formats that only
+        # exist inside matrix products end in an abort or a null function pointer there.
+        for t in self.info.tensors:
+            if _INTEGER_NAMES.search(t.name):
+                continue
+            if not t.dtype.has_quantizer:
+                raise self.fail(f"format of tensor {t.name!r}", t.dtype, "a format for weights, such as f32, f16 or q8_0")
+            if t.dtype.name != "f32" and (len(t.ne) == 1 or _F32_NAMES.search(t.name)):
+                raise self.fail(f"format of tensor {t.name!r} of shape {list(t.ne)}", t.dtype, "f32")
+
+    def vocabulary(self) -> None:
+        metadata, types = self.info.metadata, self.info.types
+        for key in ("tokenizer.ggml.model", "tokenizer.ggml.pre"):
+            if key in metadata and types[key] != "string":
+                raise self.fail(key, f"{metadata[key]!r} ({types[key]})"[:80], "a string")
+        tokens = metadata.get("tokenizer.ggml.tokens")
+        if tokens is None:
+            return
+        if not isinstance(tokens, GGUFArray) or tokens.type != "string" or len(tokens) == 0:
+            raise self.fail("tokenizer.ggml.tokens", tokens, "an array of strings, not empty")
+        for key, kinds in (("token_type", ("int32",)), ("scores", ("float32", "int32"))):
+            array = metadata.get(f"tokenizer.ggml.{key}")
+            if array is None:
+                continue
+            if not isinstance(array, GGUFArray) or array.type not in kinds or len(array) < len(tokens):
+                raise self.fail(f"tokenizer.ggml.{key}", array, f"at least {len(tokens)} x {' or '.join(kinds)}")
