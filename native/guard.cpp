@@ -201,6 +201,7 @@ struct pgg_thread_state * pgg_call_enter(void) {
     if (state.depth++ == 0) {
         state.calls++;
     }
+    state.python++;
     return &state;
 }
 
@@ -226,6 +227,10 @@ void pgg_guard_leave(void) {
 
 int pgg_guard_depth(void) {
     return state.depth;
+}
+
+int pgg_guard_python(void) {
+    return state.python;
 }
 
 int pgg_forked(void) {

@@ -12,10 +12,11 @@ struct pgg_thread_state {
     int      depth;   // guards that are entered
     int      pending; // enum pgg_error_kind
     unsigned calls;   // outermost guards that were entered so far
+    int      python;  // calls from Python that are running: only these return to where an exception can be raised
 };
 
 PGG_API struct pgg_thread_state * pgg_thread(void);
-// enters a guard; the leaving side decrements depth. NULL, and an error, where calls are refused: in a forked child
+// enters a guard for a call from Python; the leaving side decrements depth and python. NULL, and an error, where calls are refused: in a forked child
 PGG_API struct pgg_thread_state * pgg_call_enter(void);
 // non-zero when Python has something to do after a call: an error of this thread, or log lines
 PGG_API int  pgg_call_news(void);

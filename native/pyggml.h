@@ -36,6 +36,7 @@ PGG_API void pgg_guard_install(void);
 PGG_API void pgg_guard_enter(void);
 PGG_API void pgg_guard_leave(void);
 PGG_API int  pgg_guard_depth(void);
+PGG_API int  pgg_guard_python(void); // how many calls from Python are running on this thread
 
 // true in a child of fork(): every guarded call is refused there
 PGG_API int  pgg_forked(void);
@@ -189,6 +190,8 @@ PGG_API struct ggml_cgraph * pgg_llama_graph_reserve(struct llama_context * ctx,
 PGG_API int                  pgg_llama_n_devices(const struct llama_model * model);
 PGG_API ggml_backend_dev_t   pgg_llama_device(const struct llama_model * model, int i);
 PGG_API bool                 pgg_llama_arch_supports_tensor_split(const char * arch);
+// llama_graph.cpp: graphs that this thread builds from now on keep F32 keys and values in F32 for flash attention
+PGG_API void                 pgg_llama_keep_f32(bool keep);
 
 #ifdef __cplusplus
 }

@@ -7,7 +7,6 @@ the time at which the line was written. Quiet by default, like any library: conf
 
 from __future__ import annotations
 
-import _thread
 import atexit
 import logging
 import sys
@@ -47,8 +46,5 @@ def drain() -> None:
                 record.created = created
                 record.msecs = float(int(created * 1000) % 1000)
             logger.handle(record)
-    except KeyboardInterrupt:
-        # the call before this succeeded, and its result must not be lost: let it arrive a moment later
-        _thread.interrupt_main()
     except Exception:
-        sys.excepthook(*sys.exc_info())
+        sys.excepthook(*sys.exc_info())  # a careless handler: the call before this succeeded, its result must arrive

@@ -42,7 +42,7 @@ namespace {
 
 struct call_scope {
     pgg_thread_state * const state = pgg_call_enter();
-    ~call_scope() { if (state != nullptr) { state->depth--; } }
+    ~call_scope() { if (state != nullptr) { state->depth--; state->python--; } }
 };
 
 } // namespace

@@ -2,7 +2,8 @@
 
 Every call through ``lib`` releases the GIL, is guarded, and raises an exception of :mod:`pyggml.errors` when native
 code failed: an assertion of ggml ends neither the process nor the thread. What stays the caller's business is what C
-leaves to it: valid pointers, and the life of what they point to.
+leaves to it: valid pointers, and the life of what they point to. Function pointers that C hands out (those of
+``ggml_backend_reg_get_proc_address``, of struct members) bypass the guard: an assertion behind one ends the process.
 """
 
 from __future__ import annotations

@@ -7,8 +7,9 @@ A call that still comes afterwards does nothing and returns the type's refusal.
 
 When the function raises, the exception is kept on its thread, C gets the refusal (stop, no, leave it) and goes on as
 it sees fit; once the C call that started it all has returned, the same exception is raised there, with its
-traceback. Until then no further callback on this thread is run. On a thread that Python did not call from, nobody
-returns to raise it: the exception stays in ``Callback.error``, and whoever waits for that thread asks ``check()``.
+traceback. Until then no further callback on this thread is run. On a thread that Python did not call from (a queue of
+a device), nobody returns to raise it: the exception stays in ``Callback.error``, and whoever waits for that thread
+asks ``check()``.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def _call(user_data: Any, refusal: Any, *arguments: Any) -> Any:
         result = callback.python(*arguments)
         return result if refusal is None else bool(result)
     except BaseException as error:  # also KeyboardInterrupt: it stops what runs, then arrives
-        if lib.pgg_guard_depth() > 0:
+        if lib.pgg_guard_python() > 0:
             check.keep(error)
         else:
             callback.error = error
