@@ -13,7 +13,7 @@
 namespace pgg::vcpu {
 
 constexpr int MAX_DEVICES = 64;
-constexpr int MAX_THREADS = 512; // GGML_MAX_N_THREADS
+constexpr int MAX_THREADS = GGML_MAX_N_THREADS;
 
 extern std::atomic<bool> in_child; // a fork has left us without our threads
 extern std::atomic<bool> closing;  // the process ends: skip what is queued

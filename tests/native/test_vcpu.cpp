@@ -451,6 +451,40 @@ void exit_while_busy() {
 }
 #endif
 
+// The process's registry holds virtual devices only when the environment asks for them.
+int list_registry() {
+    ggml_backend_reg_t reg = ggml_backend_reg_by_name("VCPU");
+    for (size_t i = 0; reg != nullptr && i < ggml_backend_reg_dev_count(reg); i++) {
+        printf("%s ", ggml_backend_dev_name(ggml_backend_reg_dev_get(reg, i)));
+    }
+    printf("%d\n", ggml_backend_dev_by_name("VCPU1") != nullptr);
+    return 0;
+}
+
+#if !defined(_WIN32)
+std::string registry_with(const std::string & environment) {
+    char program[4096] = {};
+    CHECK(readlink("/proc/self/exe", program, sizeof(program) - 1) > 0);
+    const std::string command = "env -u PYGGML_VCPU -u PYGGML_VCPU_THREADS " + environment + " '" + program + "' list_registry 2>&1";
+    FILE * f = popen(command.c_str(), "r");
+    std::string out;
+    for (int c = fgetc(f); c != EOF; c = fgetc(f)) {
+        out += (char) c;
+    }
+    pclose(f);
+    return out;
+}
+
+void registry() {
+    CHECK(registry_with("") == "0\n");
+    CHECK(registry_with("PYGGML_VCPU=0") == "0\n");
+    CHECK(registry_with("PYGGML_VCPU=2") == "VCPU0 VCPU1 1\n");
+    CHECK(registry_with("PYGGML_VCPU=3 PYGGML_VCPU_THREADS=2,1") == "VCPU0 VCPU1 VCPU2 1\n");
+    CHECK_HAS(registry_with("PYGGML_VCPU=two"), "is ignored");
+    CHECK_HAS(registry_with("PYGGML_VCPU=2 PYGGML_VCPU_THREADS=x"), "is ignored");
+}
+#endif
+
 void busy_exit() {
     ggml_backend_t a = vcpu(0, 2), b = vcpu(1, 2);
     net * n = new net;
@@ -469,6 +503,9 @@ void busy_exit() {
 } // namespace
 
 int main(int argc, char ** argv) {
+    if (argc == 2 && strcmp(argv[1], "list_registry") == 0) {
+        return list_registry();
+    }
     if (argc == 2 && strcmp(argv[1], "busy_exit") == 0) {
         alarm(20);
         busy_exit();
@@ -489,6 +526,7 @@ int main(int argc, char ** argv) {
 #if !defined(_WIN32)
         { "forked_child", forked_child },
         { "exit_while_busy", exit_while_busy },
+        { "registry", registry },
 #endif
     });
 }
