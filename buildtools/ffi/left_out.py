@@ -42,3 +42,14 @@ SYMBOLS: dict[str, str] = {
     "pgg_call_news": _BINDING,
     "pgg_call_enter": _BINDING,
 }
+
+_REGISTRY = "a backend that only some builds have: its devices are found by the registry (ggml_backend_dev_by_name)"
+
+# The same for the libraries of backends that are not always built: part of the library's name -> patterns.
+BACKENDS: dict[str, dict[str, str]] = {
+    "ggml-blas": {"ggml_backend_blas_*": _REGISTRY, "ggml_backend_is_blas": _REGISTRY},
+    "ggml-cuda": {"ggml_backend_cuda_*": _REGISTRY, "ggml_backend_is_cuda": _REGISTRY},
+    "ggml-hip": {"ggml_backend_cuda_*": _REGISTRY, "ggml_backend_is_cuda": _REGISTRY},
+    "ggml-metal": {"ggml_backend_metal_*": _REGISTRY, "ggml_backend_is_metal": _REGISTRY, "ggml_metal_*": _INTERNAL},
+    "ggml-vulkan": {"ggml_backend_vk_*": _REGISTRY, "ggml_backend_is_vk": _REGISTRY},
+}
