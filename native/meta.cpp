@@ -173,6 +173,42 @@ static void forget_graph_slices(ggml_backend_buffer_t buffer) {
     }
 }
 
+// Where upstream's inference is wrong and we know better, its cache is told before it asks itself.
+static void tell_state(const ggml_tensor * t, const split_state & state) {
+    auto & cache = context_of(t->buffer)->split_state_cache;
+    for (bool synced : { false, true }) {
+        auto & known = cache[{ t, synced }];
+        known.first = state;
+        memcpy(known.second, t, sizeof(known.second));
+    }
+}
+
+// The states of GATED_DELTA_NET lie behind its scores, head after head. Upstream takes a view of them for rows of the
+// scores: the wrong axis, and an assertion where the number of devices does not divide the head's size.
+static void tell_state_of_gdn_view(const ggml_tensor * t) {
+    const ggml_tensor * r = t->view_src;
+    if (t->op != GGML_OP_VIEW || !r || r->op != GGML_OP_GATED_DELTA_NET || !is_meta(r) || !ggml_is_contiguous(t)) {
+        return;
+    }
+    const ggml_tensor * v = r->src[2];
+    const placement_ptr p = pgg::placement_of(r);
+    const size_t scores = ggml_nelements(v)*ggml_type_size(r->type);
+    if (!p || !p->gdn || t->view_offs < scores || t->ne[0] != v->ne[0] || t->ne[1] != v->ne[0] || t->ne[2] != v->ne[1]) {
+        return;
+    }
+    split_state state;
+    memset(&state, 0, sizeof(state));
+    state.axis       = GGML_BACKEND_SPLIT_AXIS_2;
+    state.n_segments = 1;
+    state.nr[0]      = 1;
+    for (size_t j = 0; j < p->at.size(); j++) {
+        for (const pgg::run & h : p->at[j]) {
+            state.ne[j] += h.len;
+        }
+    }
+    tell_state(t, state);
+}
+
 static void make_slices(ggml_tensor * t);
 
 static void make_current(ggml_tensor * t) {
@@ -196,6 +232,7 @@ static void make_slices(ggml_tensor * t) {
             make_current(t->src[i]);
         }
     }
+    tell_state_of_gdn_view(t);
     try {
         ggml_backend_meta_buffer_init_tensor_impl(b->get_simple_tensor_container(t), t);
     } catch (const pgg::error & e) {

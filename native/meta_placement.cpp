@@ -657,7 +657,7 @@ struct checker {
                 return place_flat(t, axis, slices, t->src[0], *src[0]);
             case GGML_OP_CPY: {
                 placement_ptr p = place_flat(t, axis, slices, t->src[0], *src[0]);
-                if (!split(1) || !p->same_split(*src[1])) {
+                if (t->src[1] != t && (!split(1) || !p->same_split(*src[1]))) { // a cast names itself as its destination
                     refuse("what is copied does not lie on the devices as the destination does", "give both the same shares and segments");
                 }
                 return p;

@@ -56,6 +56,8 @@ class ModelOptions:
     """``on``, ``off``, ``auto``; tensor mode needs it."""
     threads: int | None = None
     """Threads of the CPU device; None: all cores."""
+    attn_f32: bool = False
+    """Keep F32 keys and values in F32 for flash attention; llama.cpp rounds them to F16, also those of an F32 cache."""
 
     def check(self, n_devices: int) -> None:
         """Raises ArgumentError for values that make no sense together, UnsupportedError for those nobody here can do."""
@@ -95,7 +97,8 @@ class Model(Handle):
         path: the GGUF file (of a split one, the first part).
         device: a `MetaDevice` (its rules stand in front of llama.cpp's own), devices, or words such as ``"vcpu:2"``;
             None: the CPU.
-        split_mode, tensor_split, n_ctx, n_batch, type_k, type_v, flash_attn, threads: see `ModelOptions`.
+        split_mode, tensor_split, n_ctx, n_batch, type_k, type_v, flash_attn, threads, attn_f32: see
+            `ModelOptions`.
         probe: load it in a child process first, so that a file that crashes llama.cpp is an exception here.
         progress: called with the fraction loaded, 0 to 1.
 
@@ -118,6 +121,7 @@ class Model(Handle):
         type_v: DTypeLike = "f16",
         flash_attn: str = "auto",
         threads: int | None = None,
+        attn_f32: bool = False,
         probe: bool = False,
         progress: Progress | None = None,
     ) -> None:
@@ -131,6 +135,7 @@ class Model(Handle):
             as_dtype(type_v).name,
             flash_attn,
             threads,
+            bool(attn_f32),
         )
         options.check(len(devices))
         self.path = Path(path)
@@ -316,6 +321,7 @@ class _Loaded:
         self.meta: Any = None
         self.decisions: dict[str, Decision] = {}
         self._n_batch = options.n_batch
+        self._attn_f32 = options.attn_f32
         self._callbacks: list[Callback] = []
         try:
             self._load(path, devices, rules, options, progress)
@@ -366,7 +372,8 @@ class _Loaded:
         params.no_perf = True
         stop = self._keep(Callback("abort", lambda: False))  # entering Python lets Ctrl-C through
         params.abort_callback, params.abort_callback_data = stop.function, stop.user_data
-        self.ctx = lib.llama_init_from_model(self.model, params[0])
+        with self._building():
+            self.ctx = lib.llama_init_from_model(self.model, params[0])
         if self.ctx == ffi.NULL:
             raise _failure(f"llama.cpp cannot make a context for {path}")
 
@@ -388,13 +395,23 @@ class _Loaded:
             wanted = np.full(n, all_logits, np.int8)
             wanted[-1] = 1
             ffi.memmove(batch.logits, wanted, n)
-            status = lib.llama_decode(self.ctx, batch[0])
+            with self._building():
+                status = lib.llama_decode(self.ctx, batch[0])
             if status != 0:
                 what = {1: "no room in the cache", 2: "interrupted", -1: "an invalid batch"}.get(status, f"status {status}")
                 raise _failure(f"llama_decode of {n} tokens behind {n_past} failed: {what}")
             lib.llama_synchronize(self.ctx)
         finally:
             lib.llama_batch_free(batch[0])
+
+    @contextlib.contextmanager
+    def _building(self) -> Iterator[None]:
+        # the choice belongs to the thread while llama.cpp builds graphs on it
+        lib.pgg_llama_keep_f32(self._attn_f32)
+        try:
+            yield
+        finally:
+            lib.pgg_llama_keep_f32(False)
 
     def fill(self, n_past: int) -> None:
         """Puts that many tokens into the cache."""
