@@ -76,8 +76,11 @@ set(LLAMA_OPENSSL       OFF)
 if(PYGGML_PREFIX_SYMBOLS)
     include(symbols)
     set(header "${CMAKE_CURRENT_BINARY_DIR}/symbols.h")
-    pyggml_write_symbol_header("${header}" "${PYGGML_UPSTREAM_DIR}")
-    add_compile_options("$<$<COMPILE_LANGUAGE:C,CXX>:SHELL:-include ${header}>")
+    set(cuda_header "${CMAKE_CURRENT_BINARY_DIR}/symbols-cuda.h")
+    pyggml_write_symbol_headers("${header}" "${cuda_header}" "${PYGGML_UPSTREAM_DIR}")
+    add_compile_options(
+        "$<$<COMPILE_LANGUAGE:C,CXX,HIP>:SHELL:-include ${header}>"
+        "$<$<COMPILE_LANGUAGE:CUDA>:SHELL:-include ${cuda_header}>")
 endif()
 
 # EXCLUDE_FROM_ALL: built is what ours needs, and nothing of theirs is installed but by libraries.cmake.
