@@ -7,7 +7,7 @@
 // nobody waits for it in vain, and its failure spreads to those that would have used the result. The failure is
 // delivered once, to whoever synchronizes or computes next: synchronize throws inside a guard, and otherwise leaves a
 // pending error and a log line; graph_compute returns GGML_STATUS_FAILED with a pending error. The stream works again
-// after that. A device is lost only when its thread cannot be started.
+// after that, and so do those that share a communicator with it. A device is lost only when its thread cannot be started.
 
 #include "vcpu.h"
 

@@ -109,7 +109,15 @@ void * comm_init(ggml_backend_t * backends, size_t n) {
         }
         streams.push_back(s);
     }
-    return n < 2 ? nullptr : new communicator{ std::move(streams) };
+    if (n < 2) {
+        return nullptr;
+    }
+    auto mates = std::make_shared<team>();
+    mates->members = streams;
+    for (stream * s : streams) {
+        s->mates = mates;
+    }
+    return new communicator{ std::move(streams) };
 }
 
 void comm_free(void * comm) {

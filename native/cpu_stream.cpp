@@ -4,6 +4,7 @@
 
 #include "ggml-impl.h"
 
+#include <algorithm>
 #include <cstring>
 
 namespace pgg::vcpu {
@@ -201,8 +202,14 @@ void backend_free(ggml_backend_t backend) {
     stream & s = stream_of(backend);
     if (!in_child.load(std::memory_order_relaxed)) {
         s.dev.queue.wait(s.last_ticket.load());
-        if (failure_ptr f = s.take_failure()) {
+        failure_ptr f = s.recover();
+        if (f != nullptr && !f->delivered.exchange(true)) {
             GGML_LOG_ERROR("%s\n", f->message.c_str());
+        }
+        if (s.mates != nullptr) {
+            std::lock_guard<std::mutex> lock(s.mates->mutex);
+            auto & m = s.mates->members;
+            m.erase(std::remove(m.begin(), m.end(), &s), m.end());
         }
     }
     delete &s;
@@ -308,13 +315,35 @@ bool cpy_async(ggml_backend_t backend_src, ggml_backend_t backend_dst, const ggm
     return true;
 }
 
+} // namespace
+
+failure_ptr take_failure(stream & s) {
+    failure_ptr f = s.recover();
+    if (f == nullptr) {
+        return nullptr;
+    }
+    failure_ptr first = f->delivered.exchange(true) ? nullptr : f;
+    if (s.mates != nullptr) {
+        std::lock_guard<std::mutex> lock(s.mates->mutex);
+        for (stream * other : s.mates->members) {
+            failure_ptr g = other->recover();
+            if (g != nullptr && !g->delivered.exchange(true) && first == nullptr) {
+                first = g;
+            }
+        }
+    }
+    return first;
+}
+
+namespace {
+
 void synchronize(ggml_backend_t backend) {
     stream & s = stream_of(backend);
     if (!usable_or_report(s.dev)) {
         return;
     }
     s.dev.queue.wait(s.last_ticket.load());
-    if (failure_ptr f = s.take_failure()) {
+    if (failure_ptr f = take_failure(s)) {
         report(f->kind, f->message);
     }
 }
@@ -400,7 +429,7 @@ ggml_status graph_compute(ggml_backend_t backend, ggml_cgraph * cgraph) {
         GGML_LOG_ERROR("%s\n", why.c_str());
         return GGML_STATUS_FAILED;
     }
-    if (failure_ptr f = s.take_failure()) {
+    if (failure_ptr f = take_failure(s)) {
         pgg_error_set(f->kind, f->message.c_str());
         GGML_LOG_ERROR("%s\n", f->message.c_str());
         return GGML_STATUS_FAILED;

@@ -56,6 +56,15 @@ struct device {
         : index(index), name("VCPU" + std::to_string(index)), n_threads(n_threads), memory(memory), queue(name) {}
 };
 
+struct stream;
+
+// The streams of one communicator work on the same graph, so a cause often fails on several of them. Who is told of one
+// failure is told of all.
+struct team {
+    std::mutex            mutex;
+    std::vector<stream *> members;
+};
+
 // A backend of ggml: what is queued through one handle.
 struct stream {
     device &              dev;
@@ -63,6 +72,7 @@ struct stream {
     std::atomic<bool>     poisoned{false};
     std::mutex            mutex; // guards poison
     failure_ptr           poison;
+    std::shared_ptr<team> mates;
 
     std::atomic<ggml_abort_callback> abort_callback{nullptr};
     std::atomic<void *>              abort_data{nullptr};
@@ -83,8 +93,8 @@ struct stream {
             poisoned.store(true, std::memory_order_release);
         }
     }
-    // the failure when it is ours to deliver; the stream works again afterwards
-    failure_ptr take_failure() {
+    // works again afterwards
+    failure_ptr recover() {
         if (!poisoned.load(std::memory_order_acquire)) {
             return nullptr;
         }
@@ -93,7 +103,7 @@ struct stream {
         failure_ptr f = std::move(poison);
         poison.reset();
         poisoned.store(false, std::memory_order_release);
-        return f != nullptr && !f->delivered.exchange(true) ? f : nullptr;
+        return f;
     }
     void queued(uint64_t ticket) {
         uint64_t before = last_ticket.load();
@@ -123,6 +133,8 @@ inline ggml_backend_buffer_t buffer_of(const ggml_tensor * t) {
 extern const ggml_backend_i             backend_interface;
 extern const ggml_backend_buffer_type_i buft_interface;
 
+// The failure of a stream that is to be delivered now, if there is one; the stream and its mates work again.
+failure_ptr take_failure(stream & s);
 // Throws inside a guard; otherwise a pending error and a log line.
 void report(int kind, const std::string & message);
 // Whether the device takes work, and else the reason.

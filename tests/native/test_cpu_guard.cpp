@@ -251,6 +251,19 @@ void failure_spreads_once() {
         still_works(b[0]);
         still_works(b[1]);
     }
+    // both fail for a reason of their own: that is one failure of what they do together
+    {
+        net n[2];
+        for (int i = 0; i < 2; i++) {
+            n[i].add(ggml_custom_4d(n[i].ctx, GGML_TYPE_F32, 16, 1, 1, 1, nullptr, 0, fail_on_all, 1, nullptr));
+            n[i].alloc(b[i]);
+            ggml_backend_graph_compute_async(b[i], n[i].graph);
+        }
+        CHECK_HAS(error_of([&] { ggml_backend_synchronize(b[0]); }), "VCPU0: CUSTOM");
+        CHECK(error_of([&] { ggml_backend_synchronize(b[1]); }).empty());
+        still_works(b[1]);
+        still_works(b[0]);
+    }
     // without a wait in between, the next graph is refused, once
     {
         net n;
