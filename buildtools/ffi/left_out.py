@@ -36,8 +36,6 @@ SYMBOLS: dict[str, str] = {
     "ggml_log_internal": "variadic; use Python's logging",
     "ggml_log_callback_default": "writes to stderr; use Python's logging",
     "ggml_print_backtrace": _INTERNAL,
-    "pgg_cpu_run": "the guard around kernels on the CPU backend's threads (native/ggml_cpu_guard.h)",
-    "pgg_upstream_*": "ggml's own function, called by the one of ours that stands in front of it",
     "pgg_thread": _BINDING,
     "pgg_call_news": _BINDING,
     "pgg_call_enter": _BINDING,
