@@ -29,8 +29,9 @@ _PIECE = 1 << 20
 # ggml_quantize_chunk aborts for these two: they only exist as the other factor inside a matrix product.
 _INTERNAL = frozenset({"q8_1", "q8_K"})
 
-# The block formats keep their scale as F16 (or square the values in F32 on the way to it): a value that F16 does
-# not hold would become infinity or, in some formats, an abort.
+# The block formats keep scale and minimum as F16, and square the values in F32 on the way to them: larger values
+# would become infinity or, in some formats, an abort. Half of F16's range, as a fitted minimum may lie beyond the values.
+_BLOCK_MAX = 32768.0
 _F16_MAX = 65504.0
 _BF16_MAX = float(np.float32(3.3895314e38))
 # importance weights are multiplied by squares of values and summed in F32
@@ -145,7 +146,7 @@ def as_dtype(dtype: DTypeLike) -> DType:
                 hint = f" ({dtype} is a mix of formats for a whole file; a tensor has one, such as {base})"
         raise DTypeError(f"unknown number format {dtype!r}{hint}: expected one of {', '.join(DTYPES)}")
     try:
-        wanted = np.dtype(dtype)
+        wanted = None if dtype is None else np.dtype(dtype)  # numpy takes None for float64
     except TypeError:
         wanted = None
     if wanted is not None:
@@ -316,7 +317,7 @@ def _checked_shape(shape: tuple[int, ...], dtype: DType) -> tuple[int, ...]:
 def _value_limit(dtype: DType) -> float:
     if dtype.name == "f32":
         return math.inf
-    return _BF16_MAX if dtype.name == "bf16" else _F16_MAX
+    return _BLOCK_MAX if dtype.is_quantized else _BF16_MAX if dtype.name == "bf16" else _F16_MAX
 
 
 def _check_values(

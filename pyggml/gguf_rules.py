@@ -160,6 +160,8 @@ class _Rules:
         values = [int(n) for n in self.values(sections)]
         if min(values) < 0 or not 0 < sum(values) <= head_dim:
             raise self.fail(key, values, f"numbers from 0 with a sum from 1 to {head_dim}")
+        if self.number("rope.dimension_count") == 0:
+            raise self.fail(f"{self.arch}.rope.dimension_count", 0, "at least 2, as there are rope.dimension_sections")
 
     def numbers(self) -> None:
         for key in _DIVISORS:
