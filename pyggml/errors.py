@@ -95,7 +95,7 @@ class SplitError(Error, ValueError):
         if head is None:
             return cls(message)
         body, _, repair = message.partition("; legal repair: ")
-        sources = re.findall(r"; src\d+ '(.*?)' (?:\[[^\]]*\] )?([^;]+)", body)
+        sources = re.findall(r"; src\d+ '(.*?)' (?:\w+ \[[^\]]*\] )?([^;]+)", body)
         return cls(
             message,
             node=head["node"],

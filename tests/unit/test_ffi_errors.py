@@ -102,7 +102,7 @@ def test_every_kind_of_the_header_is_tested() -> None:
 def test_split_errors_carry_their_parts() -> None:
     lib.pgg_error_set(
         lib.PGG_ERROR_SPLIT,
-        b"illegal split at node 'y' (MUL_MAT, [4, 8]): shares differ; src0 'w' [64, 4] S0 3:1; src1 'x' [64, 8] S0 1:1; "
+        b"illegal split at node 'y' (MUL_MAT, f32 [4, 8]): shares differ; src0 'w' f32 [64, 4] S0 3:1; src1 'x' f32 [64, 8] S0 1:1; "
         b"legal repair: give both the shares 3:1",
     )
     with pytest.raises(errors.SplitError) as info:
