@@ -136,12 +136,15 @@ void bad_index(const char * op, int64_t limit, const builder & build) {
                 n.add(ggml_cont(n.ctx, y));
                 n.alloc(backend);
                 ggml_backend_buffer_clear(n.buffer, 0);
-                const int64_t at = ggml_nelements(ids) - 1;
-                if (ids->type == GGML_TYPE_I64) {
-                    ggml_backend_tensor_set(ids, &bad, at * 8, 8);
-                } else {
-                    const int32_t bad32 = (int32_t) bad;
-                    ggml_backend_tensor_set(ids, &bad32, at * 4, 4);
+                const int64_t n_ids = ggml_nelements(ids);
+                for (int64_t i = 0; i < n_ids; i++) {
+                    const int64_t value = i + 1 == n_ids ? bad : i % limit;
+                    const int32_t value32 = (int32_t) value;
+                    if (ids->type == GGML_TYPE_I64) {
+                        ggml_backend_tensor_set(ids, &value, i * 8, 8);
+                    } else {
+                        ggml_backend_tensor_set(ids, &value32, i * 4, 4);
+                    }
                 }
                 if (bad == limit - 1) {
                     CHECK(error_of([&] { CHECK(ggml_backend_graph_compute(backend, n.graph) == GGML_STATUS_SUCCESS); }).empty());
