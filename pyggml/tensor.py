@@ -13,12 +13,15 @@ from .dtype import DTYPES_BY_ID, DType, QuantizedArray, dequantize
 from .errors import ClosedError, DTypeError, ShapeError
 
 if TYPE_CHECKING:
+    from .ops.methods import TensorMethods
     from .split import SplitState
+else:
+    TensorMethods = object  # pyggml.ops attaches them
 
 __all__ = ["Tensor", "Slice", "as_bytes"]
 
 
-class Tensor:
+class Tensor(TensorMethods):
     """One ``struct ggml_tensor``, kept alive by its owner (a `Graph` or `Weights`).
 
     ``ne`` is in ggml's order, axis 0 contiguous; ``shape`` is the same in numpy's order, trailing ones dropped.
@@ -224,3 +227,6 @@ def as_bytes(value: Any, ne: tuple[int, ...], dtype: DType, name: str) -> npt.ND
             + (" (transpose it?)" if tuple(reversed(shape)) == numpy_shape(ne) else "")
         )
     return raw
+
+
+from . import ops as _ops  # noqa: E402, F401  (the methods; ops needs the class first)
