@@ -73,6 +73,13 @@ set(LLAMA_BUILD_COMMON  ${PYGGML_BUILD_TOOLS})
 set(LLAMA_TOOLS_INSTALL OFF)
 set(LLAMA_OPENSSL       OFF)
 
+if(NOT MSVC)
+    # ggml's messages name its file: not with the path of the machine that built it
+    add_compile_options(
+        "$<$<COMPILE_LANGUAGE:C,CXX>:-fmacro-prefix-map=${CMAKE_CURRENT_SOURCE_DIR}/=>"
+        "$<$<COMPILE_LANGUAGE:C,CXX>:-fmacro-prefix-map=${PYGGML_UPSTREAM_DIR}/=>")
+endif()
+
 if(PYGGML_PREFIX_SYMBOLS)
     include(symbols)
     set(header "${CMAKE_CURRENT_BINARY_DIR}/symbols.h")
