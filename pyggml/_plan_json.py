@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -35,6 +37,19 @@ def _damaged(what: str, where: str, error: Exception) -> FileFormatError:
     return FileFormatError(f"{what}: {where} cannot be read: {why}; make it again with this version of pyggml")
 
 
+@contextlib.contextmanager
+def _not_collecting() -> Iterator[None]:
+    """A big plan is half a million objects that all live: the collector would look through them again and again, and
+    take longer than reading them does."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
+
+
 def _loaded(text: Mapping[str, Any] | str | bytes, what: str) -> Mapping[str, Any]:
     if isinstance(text, (str, bytes)):
         try:
@@ -53,19 +68,21 @@ class _Cache:
         self.slices: dict[Any, tuple[Slice, ...]] = {}
         self.states: dict[Any, SplitState | None] = {}
 
-    def slices_of(self, items: Iterable[tuple[Sequence[int], Sequence[int], int, bool]]) -> tuple[Slice, ...]:
-        key = tuple((tuple(ne), tuple(nb), size, compute) for ne, nb, size, compute in items)
+    def slices_of(self, items: Iterable[tuple[int, int, int, int, int, int, int, int, int, bool]]) -> tuple[Slice, ...]:
+        """From ne, nb, bytes and compute of each, in a row."""
+        key = tuple(items)
         found = self.slices.get(key)
         if found is None:
             if len(key) not in (0, self.n_devices):
                 raise ValueError(f"{len(key)} slices for {self.n_devices} devices")
-            found = self.slices[key] = tuple(Slice(_shape(ne), _shape(nb), int(s), bool(c)) for ne, nb, s, c in key)
+            found = self.slices[key] = tuple(Slice(x[:4], x[4:8], int(x[8]), bool(x[9])) for x in key)
         return found
 
     def state_of(self, state: Mapping[str, Any] | None) -> SplitState | None:
         if state is None:
             return None
-        segments = tuple((tuple(s["ne"]), s["nr"]) for s in state.get("segments", ()))
+        found = state.get("segments")
+        segments = tuple([(tuple(s["ne"]), s["nr"]) for s in found]) if found else ()
         key = state["axis"], segments
         if key not in self.states:
             axis = _AXES.get(state["axis"])
@@ -89,7 +106,7 @@ def _runs(runs: Sequence[Sequence[Sequence[int]]] | None) -> Runs | None:
 
 
 def _capture_slices(t: Mapping[str, Any], cache: _Cache) -> tuple[Slice, ...]:
-    return cache.slices_of((s["ne"], s["nb"], s["bytes"], s["compute"]) for s in t.get("slices", ()))
+    return cache.slices_of([(*s["ne"], *s["nb"], s["bytes"], s["compute"]) for s in t.get("slices", ())])
 
 
 def _capture_leaf(t: Mapping[str, Any], index: int, cache: _Cache, asked: Mapping[str, Sequence[float]]) -> PlanLeaf:
@@ -111,6 +128,7 @@ def _capture_leaf(t: Mapping[str, Any], index: int, cache: _Cache, asked: Mappin
     )
 
 
+@_not_collecting()
 def from_captures(
     captures: Mapping[str, Any] | str | bytes,
     host: Mapping[str, Any] | None,
@@ -122,6 +140,7 @@ def from_captures(
     if not isinstance(graphs, Sequence) or not graphs:
         raise FileFormatError(f"{what}: it holds no graphs; expected those that one run computed on a meta device")
     where = "graphs[0].devices"
+    at_item = 0, "", 0
     try:
         devices = tuple(str(d) for d in graphs[0]["devices"])
         cache = _Cache(len(devices))
@@ -139,8 +158,9 @@ def from_captures(
             # a leaf may be the result of a graph before this one
             earlier = {(x.name, x.op, x.type, x.ne): x.index for x in nodes if x.op != "NONE"} if number else {}
             targets: list[int] = []
+            where = ""
             for i, t in enumerate(g["leafs"]):
-                where = f"graphs[{number}].leafs[{i}]"
+                at_item = number, "leafs", i
                 leaf = _capture_leaf(t, len(leafs), cache, asked or {})
                 made = earlier.get((leaf.name, leaf.op, leaf.type, leaf.ne))
                 if made is not None:
@@ -148,13 +168,14 @@ def from_captures(
                     continue
                 # weights and caches that several graphs of a run read are the same tensors
                 at = len(leafs)
-                if leaf.kind in ("weight", "fixed") and leaf.name:
+                if len(graphs) > 1 and leaf.kind in ("weight", "fixed") and leaf.name:
                     at = leaf_at.setdefault(replace(leaf, index=-1), at)
                 if at == len(leafs):
                     leafs.append(leaf)
                 targets.append(n_nodes + at)
+            pending = _pending(g)
             for i, t in enumerate(g["nodes"]):
-                where = f"graphs[{number}].nodes[{i}]"
+                at_item = number, "nodes", i
                 nodes.append(
                     PlanNode(
                         first + i,
@@ -169,7 +190,7 @@ def from_captures(
                         _capture_slices(t, cache),
                         tuple(first + s if s < n else targets[s - n] for s in t["src"] if s >= 0),
                         first_sub + t["subgraph"],
-                        False,
+                        i in pending,
                         _runs(t.get("runs")),
                     )
                 )
@@ -181,7 +202,7 @@ def from_captures(
         where = "buffers"
         memory = _memory(graphs, devices)
     except _DAMAGE as error:
-        raise _damaged(what, where, error) from None
+        raise _damaged(what, where or "graphs[{}].{}[{}]".format(*at_item), error) from None
     return SplitPlan(
         devices,
         tuple(nodes),
@@ -193,19 +214,27 @@ def from_captures(
     )
 
 
+def _pending(g: Mapping[str, Any]) -> set[int]:
+    """The nodes between partial sums and their delayed all-reduce that work on summands."""
+    nodes, found = g["nodes"], set()
+    for r in g["allreduces"]:
+        partial, after = r["partial"], r["after"]
+        if not partial or partial == [after]:
+            continue
+        waiting = set(partial)
+        for i in range(min(partial) + 1, after + 1):
+            if i not in waiting and not waiting.isdisjoint(nodes[i]["src"]):
+                waiting.add(i)
+                found.add(i)
+    return found
+
+
 def _capture_allreduce(r: Mapping[str, Any], algorithm: str, nodes: list[PlanNode], first: int) -> AllReduce:
     after = first + r["after"]
     partial = tuple(first + i for i in r["partial"])
     sums = set(partial)
     origins = tuple(i for i in partial if sums.isdisjoint(nodes[i].sources))
     delayed = bool(partial) and partial != (after,)
-    if delayed:
-        # every node on the way to the all-reduce works on summands
-        waiting = set(sums)
-        for i in range(origins[0] + 1, after + 1):
-            if i not in sums and not waiting.isdisjoint(nodes[i].sources):
-                waiting.add(i)
-                nodes[i] = replace(nodes[i], pending=True)
     names = tuple(nodes[i].name for i in origins) if delayed else ()
     return AllReduce(
         after,
@@ -319,6 +348,7 @@ def to_dict(plan: SplitPlan) -> dict[str, Any]:
     }
 
 
+@_not_collecting()
 def from_json(text: str | bytes) -> SplitPlan:
     what = "plan"
     d = _loaded(text, what)
@@ -345,7 +375,7 @@ def from_json(text: str | bytes) -> SplitPlan:
                 t["flags"],
                 parse_state(t["split"]),
                 parse_state(t["synced"]),
-                cache.slices_of(t["slices"]),
+                cache.slices_of([(*ne, *nb, s, c) for ne, nb, s, c in t["slices"]]),
                 sources,
                 t["subgraph"],
                 bool(t.get("pending", False)),
@@ -365,7 +395,7 @@ def from_json(text: str | bytes) -> SplitPlan:
                 t["flags"],
                 t["kind"],
                 parse_state(t["split"]),
-                cache.slices_of(t["slices"]),
+                cache.slices_of([(*ne, *nb, s, c) for ne, nb, s, c in t["slices"]]),
                 _runs(t.get("runs")),
                 tuple(t["asked"]) if "asked" in t else None,
             )

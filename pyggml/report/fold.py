@@ -17,9 +17,10 @@ from ..plan import AllReduce, PlanLeaf, PlanNode, SplitPlan
 
 __all__ = ["Stretch", "layer_of", "leafs_first_read", "stretches"]
 
-_LAYER = re.compile(r"(?<![^\W_])(blk\.)(\d+)(?=\.)|(-)(\d+)(?=$| )|(_l)(\d+)(?=$|[ ._])")
+_LAYER = re.compile(r"(?<![^\W_])(blk\.)(\d+)(?=\.)|(-)(\d+)(?=$|\)| \()|(_l)(\d+)(?=$|[ ._)])")
 # names that ggml gives where the builder gave none; what follows in brackets says how a view was made
-_AUTO = re.compile(r"(?:(?:node|leaf)_\d+)?((?: \([a-z ]+\))*)")
+_AUTO = re.compile(r"(?:(?:node|leaf)_\d+)?(?: \([a-z ]+\))*")
+_NUMBERED = re.compile(r"(?<![^\W_])(node|leaf)_\d+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +37,17 @@ class Stretch:
 @lru_cache(maxsize=65536)
 def layer_of(name: str) -> tuple[int | None, str]:
     """The layer's number in a name, and the name without it."""
-    match = _LAYER.search(name)
-    if match is None:
-        auto = _AUTO.fullmatch(name)
-        return None, name if auto is None else "#" + auto[1]
-    mark, number = next((match[k], match[k + 1]) for k in (1, 3, 5) if match[k])
-    return int(number), name[: match.start()] + mark + "#" + name[match.end() :]
+    layer: int | None = None
+
+    def taken_out(match: re.Match[str]) -> str:
+        nonlocal layer
+        mark, number = next((match[k], int(match[k + 1])) for k in (1, 3, 5) if match[k])
+        layer = number if layer is None else layer
+        # "new_state-3 (copy of l_out-2)": the other number counts from the first
+        return f"{mark}#{number - layer or ''}"
+
+    bare = _LAYER.sub(taken_out, name)
+    return layer, _NUMBERED.sub(r"\1_#", bare)
 
 
 def _is_auto(name: str) -> bool:
@@ -52,32 +58,41 @@ def _layers(plan: SplitPlan) -> list[int | None]:
     found: list[int | None] = [layer_of(x.name)[0] for x in plan.nodes]
     leaf_layers = [layer_of(x.name)[0] for x in plan.leafs]
     n = len(plan.nodes)
+    _surround(found)
     # a node without a name of its own belongs where its sources belong
     for i, x in enumerate(plan.nodes):
         if found[i] is None and _is_auto(x.name):
             sources = [found[s] if s < n else leaf_layers[s - n] for s in x.sources]
             found[i] = max((s for s in sources if s is not None), default=None)
-    # any other belongs to the layer that surrounds it
-    i = 0
-    while i < n:
-        k = i
-        while k < n and found[k] is None:
-            k += 1
-        if 0 < i < k < n and found[i - 1] == found[k]:
-            found[i:k] = [found[k]] * (k - i)
-        i = k + 1
+    _surround(found)
     return found
 
 
-def leafs_first_read(plan: SplitPlan) -> dict[int, list[PlanLeaf]]:
-    """The leafs by the index of the node that reads them first."""
-    out: dict[int, list[PlanLeaf]] = {}
+def _surround(found: list[int | None]) -> None:
+    """A node of no layer, between nodes of one, belongs to it."""
+    i = 0
+    while i < len(found):
+        k = i
+        while k < len(found) and found[k] is None:
+            k += 1
+        if 0 < i < k < len(found) and found[i - 1] == found[k]:
+            found[i:k] = [found[k]] * (k - i)
+        i = k + 1
+
+
+def leafs_first_read(plan: SplitPlan) -> dict[int | None, list[PlanLeaf]]:
+    """The leafs by the index of the node that reads them first; under None those that belong to no layer.
+
+    The inputs that all layers read would else belong to the first one, and set it apart.
+    """
+    out: dict[int | None, list[PlanLeaf]] = {}
     n, seen = len(plan.nodes), set()
     for x in plan.nodes:
         for s in x.sources:
             if s >= n and s not in seen:
                 seen.add(s)
-                out.setdefault(x.index, []).append(plan.leafs[s - n])
+                leaf = plan.leafs[s - n]
+                out.setdefault(None if layer_of(leaf.name)[0] is None else x.index, []).append(leaf)
     return out
 
 

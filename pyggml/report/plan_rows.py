@@ -40,7 +40,7 @@ def rows(plan: SplitPlan, detail: Detail, fold: bool) -> list[Row]:
     pieces = stretches(plan, fold=fold, leafs=detail == "all")
     reduces = {r.after: r for r in plan.allreduces}
     read = leafs_first_read(plan) if detail == "all" else {}
-    out: list[Row] = []
+    out = [_leaf_row(leaf) for leaf in read.get(None, ())]
     open_group: tuple[int, ...] = ()
     for piece in pieces:
         # a title where a group of several layers begins, and a line where it ends
