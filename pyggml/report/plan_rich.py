@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
 from ..plan import Detail, SplitPlan
 from .plan_rows import PENDING_NOTE, Row, columns, has_pending, rows
-from .plan_text import summary
+from .plan_text import across, summary
 
 __all__ = ["render"]
 
@@ -34,7 +33,7 @@ def render(plan: SplitPlan, console: Console | None, detail: Detail, fold: bool)
             continue
         if table.row_count or table.show_header:
             console.print(table)
-        console.print(_across(row), width=min(total, console.width))
+        console.print(_across(row, min(total, console.width)))
         table = _new_table(heads, widths, False, detail)
     if table.row_count or table.show_header:
         console.print(table)
@@ -64,7 +63,5 @@ def _cells(row: Row, split_at: int) -> list[Text]:
     return [Text(c, style=_COLOURS[row.split] if k == split_at else "") for k, c in enumerate(row.cells)]
 
 
-def _across(row: Row) -> Rule | Text:
-    if row.kind == "group":
-        return Text(f"[{row.cells[0]}]", style="bold cyan")
-    return Rule(Text(row.cells[0]), style="yellow", align="left")
+def _across(row: Row, width: int) -> Text:
+    return Text(across(row, width), style="bold cyan" if row.kind == "group" else "yellow")

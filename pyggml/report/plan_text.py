@@ -6,7 +6,7 @@ from ..plan import Detail, SplitPlan
 from .plan_rows import PENDING_NOTE, Row, columns, has_pending, rows, split_counts
 from .units import binary, counted, percent
 
-__all__ = ["grid", "summary", "table"]
+__all__ = ["across", "grid", "summary", "table"]
 
 
 def grid(heads: tuple[str, ...], lines: list[tuple[str, ...]], right: frozenset[int] = frozenset()) -> list[str]:
@@ -28,13 +28,14 @@ def table(plan: SplitPlan, detail: Detail, fold: bool) -> str:
     right = frozenset({1, 2, 4, 5} if detail == "layers" else {6, 7})
     top, rule, *lines = grid(heads, [r.cells for r in body], right)
     text, width = iter(lines), len(rule)
-    out = [top, rule, *(next(text) if len(r.cells) > 1 else _across(r, width) for r in items)]
+    out = [top, rule, *(next(text) if len(r.cells) > 1 else across(r, width) for r in items)]
     if detail != "layers" and has_pending(plan):
         out.append(PENDING_NOTE)
     return "\n".join(out)
 
 
-def _across(row: Row, width: int) -> str:
+def across(row: Row, width: int) -> str:
+    """A line that is not cut into columns: a title of layers, an all-reduce."""
     if row.kind == "group":
         return f"[{row.cells[0]}]"
     text = f"── {row.cells[0]} "
