@@ -24,7 +24,7 @@ import numpy.typing as npt
 from .dtype import DType, dtype_from_id
 from .errors import FileFormatError, ModelNotFoundError
 
-__all__ = ["GGUFArray", "GGUFInfo", "GGUFTensor", "check_gguf"]
+__all__ = ["GGUFArray", "GGUFInfo", "GGUFTensor", "TruncatedFileError", "check_gguf"]
 
 _WINDOW = 4 << 20
 _MAX_KEY = 65535  # the format's own limit
@@ -34,6 +34,7 @@ _MAX_STRING = 64 << 20
 # a length blown up by a flipped bit must not keep it busy for minutes.
 _MAX_STRINGS = 1 << 24
 _MAX_ARRAY_BYTES = 256 << 20
+_MAX_TENSOR_BYTES = 1 << 42
 _MIN_TENSOR_BYTES = 8 + 4 + 4 + 8  # name, number of axes, format, offset
 _MIN_KEY_BYTES = 8 + 1 + 4 + 1
 
@@ -44,6 +45,17 @@ _SCALARS = {
     12: ("float64", "<d"),
 }  # fmt: skip
 _SPLIT_NAME = re.compile(r"^(?P<prefix>.*)-(?P<no>\d{5})-of-(?P<count>\d{5})\.gguf$", re.DOTALL)
+
+
+class TruncatedFileError(FileFormatError):
+    """A GGUF file whose header is whole, but whose tensors are not all there. Enough for a plan."""
+
+    def __init__(self, message: str, header_size: int, whole_size: int) -> None:
+        super().__init__(message)
+        self.header_size = header_size
+        """Bytes before the tensors."""
+        self.whole_size = whole_size
+        """Bytes that the file should have at least."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +128,11 @@ class GGUFInfo:
     tensors: tuple[GGUFTensor, ...] = field(repr=False)
     n_bytes: int
     """Size of all files together."""
+
+    @property
+    def path(self) -> Path:
+        """The file, or the first of several."""
+        return self.paths[0]
 
     @property
     def tensor_bytes(self) -> int:
@@ -364,9 +381,11 @@ class _Reader:
         data = _pad(self.pos, alignment)
         for t in found:
             if data + t.offset + t.nbytes > self.size:
-                raise FileFormatError(
+                raise TruncatedFileError(
                     f"{self.path}: tensor {t.name!r} ends at byte {data + t.offset + t.nbytes}: found a file of {self.size} "
-                    "bytes; it may be truncated: fetch it again"
+                    "bytes; it may be truncated: fetch it again",
+                    header_size=data,
+                    whole_size=data + found[-1].offset + found[-1].nbytes,
                 )
         return tuple(GGUFTensor(t.name, t.ne, t.dtype, t.path, data + t.offset, t.nbytes) for t in found)
 
@@ -391,8 +410,8 @@ class _Reader:
                 f"shape of tensor {name!r}", at, list(ne), f"axis 0 a multiple of {dtype.block_size}, the block of {dtype}"
             )
         nbytes = n_elements // dtype.block_size * dtype.type_size
-        if nbytes > self.size:
-            raise self.fail(f"size of tensor {name!r}", at, f"{nbytes} bytes", f"less than the file's {self.size}")
+        if nbytes >= _MAX_TENSOR_BYTES:
+            raise self.fail(f"size of tensor {name!r}", at, f"{nbytes} bytes", f"less than {_MAX_TENSOR_BYTES}")
         return ne, dtype, nbytes
 
 
