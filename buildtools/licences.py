@@ -30,13 +30,17 @@ def collect(source: Path) -> dict[str, str]:
 
     sgemm = leading_comment(source / SGEMM)
     if "Permission is hereby granted" not in sgemm:
-        raise SystemExit(f"{SGEMM} no longer begins with its licence: see where it went, and adapt buildtools/licences.py")
+        raise SystemExit(
+            f"{SGEMM} no longer begins with its licence: see where it went, and adapt buildtools/licences.py"
+        )
     out["LICENSE-llamafile"] = f"The matrix multiplication of {SGEMM}:\n\n{sgemm}"
 
     found = re.search(r"^// MIT licensed\. (Copyright .*)$", (source / YARN).read_text(encoding="utf-8"), re.MULTILINE)
     terms = own.find("Permission is hereby granted")
     if found is None or terms < 0:
-        raise SystemExit(f"{YARN} no longer names the authors of YaRN: see where they went, and adapt buildtools/licences.py")
+        raise SystemExit(
+            f"{YARN} no longer names the authors of YaRN: see where they went, and adapt buildtools/licences.py"
+        )
     out["LICENSE-yarn"] = f"The rotary embedding of YaRN in {YARN}:\n\nMIT License\n\n{found[1]}\n\n{own[terms:]}"
 
     for path in sorted((source / "licenses").glob("*")):

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import vendor
 from scikit_build_core import build as _build
 from scikit_build_core.build import (
     get_requires_for_build_editable,
@@ -18,6 +17,8 @@ from scikit_build_core.build import (
     prepare_metadata_for_build_editable,
     prepare_metadata_for_build_wheel,
 )
+
+import vendor
 
 __all__ = [
     "build_editable",

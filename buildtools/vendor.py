@@ -48,12 +48,16 @@ WANTED = (
     "tests/gguf-model-data.h",
 )
 # ... and what can be left out of that: backends that pyggml has no option for, and headers for images and sound.
-UNWANTED = tuple(
-    f"ggml/src/ggml-{backend}/"
-    for backend in (
-        "cann", "et", "hexagon", "musa", "opencl", "openvino", "sycl", "virtgpu", "webgpu", "zdnn", "zendnn",
-    )
-) + ("vendor/miniaudio/miniaudio.h", "vendor/stb/stb_image.h")  # fmt: skip
+UNWANTED = (
+    *(
+        f"ggml/src/ggml-{backend}/"
+        for backend in (
+            "cann", "et", "hexagon", "musa", "opencl", "openvino", "sycl", "virtgpu", "webgpu", "zdnn", "zendnn",
+        )
+    ),
+    "vendor/miniaudio/miniaudio.h",
+    "vendor/stb/stb_image.h",
+)  # fmt: skip
 
 # Settings that would change what the nested pip fetches. Those that say where from are kept.
 PIP_SETTINGS = (
@@ -219,7 +223,9 @@ def extract(lock: Lock, archive: Path, target: Path) -> tuple[int, int]:
             n_files += 1
             n_bytes += member.size
     if not (target / MARKER).is_file():
-        raise VendorError(f"{archive.name} has no {lock.prefix}/{MARKER}: not a source distribution with llama.cpp in it")
+        raise VendorError(
+            f"{archive.name} has no {lock.prefix}/{MARKER}: not a source distribution with llama.cpp in it"
+        )
     return n_files, n_bytes
 
 
@@ -274,7 +280,8 @@ def ensure(root: Path, *, archive: Path | None = None, pinned: bool = False) -> 
             )
         if not (target / MARKER).is_file():
             raise three_ways(
-                lock, f"vendor/llama.cpp has files that are neither llama.cpp (there is no {MARKER}) nor pyggml's to remove."
+                lock,
+                f"vendor/llama.cpp has files that are neither llama.cpp (there is no {MARKER}) nor pyggml's to remove.",
             )
         return True
 
@@ -286,7 +293,9 @@ def ensure(root: Path, *, archive: Path | None = None, pinned: bool = False) -> 
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Fills vendor/llama.cpp with the source that vendor/llama.cpp.lock pins.")
+    parser = argparse.ArgumentParser(
+        description="Fills vendor/llama.cpp with the source that vendor/llama.cpp.lock pins."
+    )
     parser.add_argument("--archive", type=Path, metavar="FILE", help="the source distribution, when it is here already")
     parser.add_argument("--root", type=Path, default=Path(__file__).resolve().parent.parent, help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -63,7 +63,9 @@ def _tool(name: str) -> str:
 
 
 def _run(command: list[str]) -> None:
-    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", check=False)
+    result = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", check=False
+    )
     if result.returncode != 0:
         raise ImportError(
             f"rebuilding the native code of this editable install of pyggml failed: {' '.join(command)} gave status "

@@ -39,7 +39,9 @@ class Install:
         for path in self.source.rglob("*"):
             os.utime(path, (1e9, 1e9))
         os.utime(self.source / "native", (1e9, 1e9))
-        self.cmake("-G", "Ninja", "-S", str(self.source), "-B", str(self.build), f"-DPython_EXECUTABLE={sys.executable}")
+        self.cmake(
+            "-G", "Ninja", "-S", str(self.source), "-B", str(self.build), f"-DPython_EXECUTABLE={sys.executable}"
+        )
         self.cmake("--build", str(self.build))
         self.cmake("--install", str(self.build), "--prefix", str(self.prefix), "--component", "pyggml")
         time.sleep(0.05)  # file times go in steps of a few milliseconds

@@ -80,7 +80,9 @@ print("right")
 
 
 def symbols(library: Path, *flags: str) -> list[str]:
-    out = subprocess.run(["nm", "-D", "--format=posix", *flags, str(library)], capture_output=True, text=True, check=True)
+    out = subprocess.run(
+        ["nm", "-D", "--format=posix", *flags, str(library)], capture_output=True, text=True, check=True
+    )
     return [line.split()[0].partition("@")[0] for line in out.stdout.splitlines()]
 
 
@@ -112,7 +114,7 @@ def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run(
         [cc, "-shared", "-fPIC", "-O0", "-Wl,-soname,libggml-base.so.0", "-o", str(library), str(directory / "foreign.c")],
         check=True,
-    )
+    )  # fmt: skip
     return library
 
 

@@ -79,7 +79,9 @@ def run(root: Path, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
 
 def contents(root: Path) -> dict[str, bytes]:
     base = root / "vendor" / "llama.cpp"
-    return {str(p.relative_to(base)): p.read_bytes() for p in base.rglob("*") if p.is_file() and p.name != ".pyggml-stamp"}
+    return {
+        str(p.relative_to(base)): p.read_bytes() for p in base.rglob("*") if p.is_file() and p.name != ".pyggml-stamp"
+    }
 
 
 def leftovers(root: Path) -> list[str]:
