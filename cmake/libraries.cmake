@@ -37,6 +37,12 @@ foreach(target IN LISTS PYGGML_LIBRARIES)
     endif()
 endforeach()
 
+if(TARGET ggml-cuda)
+    # NVIDIA's own wheels, where CUDA and NCCL are not the system's
+    set_property(TARGET ggml-cuda APPEND PROPERTY INSTALL_RPATH
+        "${PYGGML_ORIGIN}/../../nvidia/cu13/lib" "${PYGGML_ORIGIN}/../../nvidia/nccl/lib")
+endif()
+
 add_custom_target(pyggml-libraries ALL DEPENDS ${PYGGML_LIBRARIES})
 
 install(TARGETS ${PYGGML_LIBRARIES}

@@ -154,7 +154,7 @@ def test_names_and_run_paths_are_our_own() -> None:
         if path != MODULE:
             assert re.findall(r"\(SONAME\).*\[(.*)\]", out) == [path.name]
         run_path = re.findall(r"\(RUNPATH\).*\[(.*)\]", out)
-        assert run_path == (["$ORIGIN/../lib"] if path == MODULE else ["$ORIGIN"])
+        assert all(part.startswith("$ORIGIN") for part in run_path[0].split(":")), (path, run_path)
 
 
 def test_only_prefixed_symbols_go_from_library_to_library() -> None:
