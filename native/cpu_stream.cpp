@@ -326,6 +326,7 @@ failure_ptr take_failure(stream & s) {
     if (s.mates != nullptr) {
         std::lock_guard<std::mutex> lock(s.mates->mutex);
         for (stream * other : s.mates->members) {
+            other->dev.queue.wait(other->last_ticket.load()); // it may be about to fail
             failure_ptr g = other->recover();
             if (g != nullptr && !g->delivered.exchange(true) && first == nullptr) {
                 first = g;
