@@ -150,6 +150,8 @@ def check_gguf(path: str | os.PathLike[str], *, model: bool = True) -> GGUFInfo:
     Raises `ModelNotFoundError` when there is no such file, and `FileFormatError` for everything that is wrong with it.
     With ``model=False`` only the format is checked, not whether llama.cpp can take it for a model.
     """
+    if not os.fspath(path):
+        raise ModelNotFoundError("no file: the path is empty")
     first = _read_file(Path(os.fspath(path)))
     info = _join_splits(first)
     if model:
