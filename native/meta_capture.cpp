@@ -164,20 +164,37 @@ static std::string shape(const ggml_tensor * t) {
     return out + "]";
 }
 
-static std::string usual_repair(const ggml_tensor * t) {
+// What would be legal; with the other source's shares where that is all that is missing.
+static std::string usual_repair(const ggml_tensor * t, size_t n) {
+    const ggml_tensor * a = t->src[0];
+    const ggml_tensor * b = t->src[1];
     switch (t->op) {
         case GGML_OP_MUL_MAT:
-        case GGML_OP_MUL_MAT_ID:
-            return "legal are: src0 S1 with src1 M (columns), src0 S0 with src1 S0 of the same shares (rows, then an all-reduce), src0 M with src1 S1, both M";
+        case GGML_OP_MUL_MAT_ID: {
+            split_state sa, sb;
+            try {
+                sa = state_of(a, true);
+                sb = state_of(b, true);
+            } catch (const std::exception &) {
+                sa.axis = sb.axis = GGML_BACKEND_SPLIT_AXIS_NONE;
+            }
+            if (sb.axis == GGML_BACKEND_SPLIT_AXIS_0) {
+                return std::string("split '") + a->name + "' as " + notation(sb, n) + ", the shares of '" + b->name + "' (summed by an all-reduce behind it), or mirror what '" + b->name + "' comes from";
+            }
+            if (sa.axis == GGML_BACKEND_SPLIT_AXIS_0 && sb.axis == GGML_BACKEND_SPLIT_AXIS_MIRRORED) {
+                return std::string("split '") + a->name + "' along axis 1, or what '" + b->name + "' comes from so that it is S0 with the same shares, or mirror '" + a->name + "' (M)";
+            }
+            return "src0 S1 with src1 M, or src0 S0 with src1 S0 of the same shares (summed behind it), or src0 M with src1 S1, or both M";
+        }
         case GGML_OP_ADD:
         case GGML_OP_SUB:
         case GGML_OP_MUL:
         case GGML_OP_DIV:
-            return "legal are: both with the same split and shares, or src1 M where it has one index along the split axis";
+            return "both with the same split and shares, or src1 M where it has one index along the split axis";
         case GGML_OP_NORM:
         case GGML_OP_RMS_NORM:
         case GGML_OP_L2_NORM:
-            return "whole rows are needed: any split but along axis 0";
+            return "whole rows: any split but along axis 0";
         case GGML_OP_NONE:
             return "shares that are multiples of the type's block along axis 0 and add up to the length of the axis";
         default:
@@ -186,6 +203,8 @@ static std::string usual_repair(const ggml_tensor * t) {
 }
 
 std::string split_message(const ggml_tensor * t, const std::string & reason, const std::string & repair) {
+    const device_record * record = t->buffer ? record_of(ggml_backend_buft_get_device(t->buffer->buft)) : nullptr;
+    const size_t n = record ? record->devices.size() : 1;
     std::string out = std::string("illegal split at node '") + t->name + "' (" + ggml_op_desc(t) + ", " + shape(t) + "): " + reason;
     for (int i = 0; i < GGML_MAX_SRC; i++) {
         const ggml_tensor * s = t->src[i];
@@ -195,12 +214,12 @@ std::string split_message(const ggml_tensor * t, const std::string & reason, con
         out += "; src" + std::to_string(i) + " '" + s->name + "' " + shape(s) + " ";
         try {
             out += s->buffer && ggml_backend_buffer_is_meta(s->buffer) && slice_of(s, 0)
-                ? notation(state_of(s, true), record_of(ggml_backend_buft_get_device(s->buffer->buft))->devices.size()) : "not on the meta device";
+                ? notation(state_of(s, true), n) : "not on the meta device";
         } catch (const std::exception &) {
             out += "?";
         }
     }
-    return out + "; legal repair: " + (repair.empty() ? usual_repair(t) : repair);
+    return out + "; legal repair: " + (repair.empty() ? usual_repair(t, n) : repair);
 }
 
 } // namespace pgg

@@ -125,7 +125,6 @@ class Model(Handle):
         probe: bool = False,
         progress: Progress | None = None,
     ) -> None:
-        devices, rules = _devices_of(device)
         options = ModelOptions(
             split_mode or ("tensor" if isinstance(device, MetaDevice) else "none"),
             tuple(float(s) for s in tensor_split) if tensor_split is not None else None,
@@ -137,11 +136,40 @@ class Model(Handle):
             threads,
             bool(attn_f32),
         )
+        self._open(path, device, options, (), probe, progress)
+
+    @classmethod
+    def with_options(
+        cls,
+        path: str | os.PathLike[str],
+        device: Devices | None,
+        options: ModelOptions,
+        *,
+        rules: Sequence[Rule] = (),
+        probe: bool = False,
+        progress: Progress | None = None,
+    ) -> Model:
+        """The same from a `ModelOptions`. ``rules`` stand in front of those of a `MetaDevice` and of llama.cpp's own."""
+        self = cls.__new__(cls)
+        self._open(path, device, options, rules, probe, progress)
+        return self
+
+    def _open(
+        self,
+        path: str | os.PathLike[str],
+        device: Devices | None,
+        options: ModelOptions,
+        rules: Sequence[Rule],
+        probe: bool,
+        progress: Progress | None,
+    ) -> None:
+        devices, own = _devices_of(device)
+        rules = (*rules, *own)
         options.check(len(devices))
         self.path = Path(path)
         self.info: GGUFInfo = check_gguf(path)
         _check_arch(self.info, options)
-        self.devices, self.rules, self.options = devices, rules, options
+        self.devices, self.rules, self.options = devices, tuple(rules), options
         if probe:
             _probe(self.path, devices, options)
         self._loaded = _Loaded(self.path, devices, rules, options, progress)
