@@ -315,6 +315,11 @@ ggml_backend_dev_t pgg_vcpu_device(int index, int n_threads, size_t memory) {
             std::to_string(MAX_THREADS) + " threads").c_str());
         return nullptr;
     }
+    if (in_child.load()) { // the list may be locked by a thread that is not here
+        pgg_error_set(PGG_ERROR_FORK, "virtual CPU devices belong to the process that this one was forked from; start workers with "
+            "\"spawn\" instead");
+        return nullptr;
+    }
     return pgg::guarded([&] {
         std::lock_guard<std::mutex> lock(list_mutex());
         device * d = list[index].load();
