@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Union
+from typing import Any, Union, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -179,7 +179,7 @@ class QuantizedArray:
         shape = _checked_shape(tuple(int(n) for n in self.shape), dtype)
         want = math.prod(shape[:-1]) * dtype.row_bytes(shape[-1])
         try:
-            data = np.frombuffer(memoryview(self.data).cast("B"), dtype=np.uint8)
+            data = np.frombuffer(memoryview(cast(Any, self.data)).cast("B"), dtype=np.uint8)
         except (TypeError, ValueError) as e:
             raise DTypeError(f"data of a QuantizedArray: {e}; expected contiguous bytes") from None
         if data.size != want:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Union
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -97,7 +97,7 @@ class GGUFArray:
         return values
 
 
-Metadata = Union[bool, int, float, str, GGUFArray]
+Metadata = bool | int | float | str | GGUFArray
 
 
 @dataclass(frozen=True, slots=True)

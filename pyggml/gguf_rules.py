@@ -128,7 +128,7 @@ class _Rules:
         if heads is None:
             return
         kv_heads = self.per_layer("attention.head_count_kv", n_layer) or heads
-        for i, (n, n_kv) in enumerate(zip(heads, kv_heads)):
+        for i, (n, n_kv) in enumerate(zip(heads, kv_heads, strict=True)):
             if n and n_kv and n % n_kv:
                 raise self.fail(
                     f"{self.arch}.attention.head_count of layer {i}", n, f"a multiple of attention.head_count_kv, {n_kv}"

@@ -22,7 +22,7 @@ __all__ = ["ArrayValue", "Value", "write_gguf", "write_sparse_gguf"]
 ALIGNMENT = 32
 
 ArrayValue = Union["npt.NDArray[np.generic]", Sequence[str], Sequence[bytes]]
-Value = Union[bool, int, float, str, ArrayValue]
+Value = bool | int | float | str | ArrayValue
 
 _UINT32, _INT32, _FLOAT32, _BOOL, _STRING, _ARRAY, _UINT64 = 4, 5, 6, 7, 8, 9, 10
 _NUMPY_TYPES = {
@@ -88,7 +88,7 @@ def write_gguf(
         file.write(head)
         for t in tensors.values():
             raw = t.data if isinstance(t, QuantizedArray) else np.ascontiguousarray(t)
-            file.write(memoryview(raw).cast("B"))
+            file.write(raw.data.cast("B"))
             file.write(b"\0" * (_pad(raw.nbytes) - raw.nbytes))
 
     return _replace(path, body)

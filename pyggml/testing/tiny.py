@@ -12,7 +12,7 @@ import math
 import os
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -152,11 +152,7 @@ def tiny_gguf(
         n_group=n_group, dtype=to, n_bytes=0,
     )  # fmt: skip
     written = write_gguf(path, _metadata(model), _Weights(model, seed).tensors())
-    return TinyModel(**{**_fields(model), "path": written, "n_bytes": written.stat().st_size})
-
-
-def _fields(model: TinyModel) -> dict[str, object]:
-    return {name: getattr(model, name) for name in model.__dataclass_fields__}
+    return replace(model, path=written, n_bytes=written.stat().st_size)
 
 
 def _unit(shares: Sequence[Sequence[int]]) -> tuple[int, tuple[int, ...]]:

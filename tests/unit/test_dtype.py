@@ -70,7 +70,7 @@ class TestDType:
             as_dtype("Q4_K_M")
 
     def test_row_of_half_a_block(self) -> None:
-        with pytest.raises(gg.ShapeError, match="33 elements .* multiple of 32"):
+        with pytest.raises(gg.ShapeError, match=r"33 elements .* multiple of 32"):
             as_dtype("q8_0").row_bytes(33)
         with pytest.raises(gg.ShapeError):
             as_dtype("f32").row_bytes(-1)

@@ -20,6 +20,7 @@ from pyggml.gguf_check import GGUFArray, GGUFInfo, TruncatedFileError, check_ggu
 from pyggml.testing import llama_header, tiny_gguf
 from pyggml.testing.gguf_writer import gguf_header, write_gguf
 
+
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_gguf(tmp_path_factory.mktemp("gguf") / "tiny.gguf", **gguf_damage.SMALL).path  # type: ignore[arg-type]
@@ -196,7 +197,7 @@ class TestFormat:
 
     @pytest.mark.parametrize("value", [0, 4, 33, 48, "32", -1.0])
     def test_alignment(self, changed: Callable[..., Path], value: object) -> None:
-        with pytest.raises(gg.FileFormatError, match="general.alignment: found .*expected a uint32 power of two"):
+        with pytest.raises(gg.FileFormatError, match=r"general.alignment: found .*expected a uint32 power of two"):
             check_gguf(changed({"general.alignment": value}))
 
     @pytest.mark.parametrize("alignment", [8, 64, 4096])
@@ -349,7 +350,7 @@ class TestModel:
     @pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int32, np.int64, np.float64])
     def test_format_of_a_matrix(self, changed: Callable[..., Path], dtype: type) -> None:
         value = np.ones((128, 64), dtype)
-        with pytest.raises(gg.FileFormatError, match="format of tensor 'blk.0.ffn_up.weight': found .*, expected a format for weights"):
+        with pytest.raises(gg.FileFormatError, match=r"format of tensor 'blk.0.ffn_up.weight': found .*, expected a format for weights"):
             check_gguf(changed(tensors={"blk.0.ffn_up.weight": value}))
 
     def test_layers_of_linear_attention(self, tmp_path: Path) -> None:
@@ -418,9 +419,9 @@ class TestSplitFiles:
             check_gguf(path)
 
     def test_wrong_numbers(self, parts: Callable[..., list[Path]]) -> None:
-        with pytest.raises(gg.FileFormatError, match="split.no: found 2, expected 1"):
+        with pytest.raises(gg.FileFormatError, match=r"split.no: found 2, expected 1"):
             check_gguf(parts(numbers=(0, 2, 1))[0])
-        with pytest.raises(gg.FileFormatError, match="split.tensors.count: found 7, expected 21 as int32"):
+        with pytest.raises(gg.FileFormatError, match=r"split.tensors.count: found 7, expected 21 as int32"):
             check_gguf(parts(total=7)[0])
         with pytest.raises(gg.FileFormatError, match=r"tensor '.*': found in .*m-00001"):
             check_gguf(parts(repeat=True)[0])
