@@ -463,6 +463,11 @@ struct ggml_backend_buffer * ggml_backend_meta_alloc_ctx_tensors_from_buft(struc
             if (t->buffer || t->data) {
                 throw pgg::error(PGG_ERROR_ARGUMENT, std::string("tensor '") + t->name + "' is allocated already");
             }
+            if (t->op != GGML_OP_NONE && !t->view_src) {
+                // upstream would ask the rules about it and ignore what its sources say
+                throw pgg::error(PGG_ERROR_ARGUMENT, std::string("tensor '") + t->name + "' is computed (" + ggml_op_desc(t) +
+                    "): on a meta device nodes are placed by a graph allocator (ggml_gallocr or a scheduler), not with the weights");
+            }
         }
         ggml_backend_buffer_t buffer = pgg_upstream_meta_alloc_ctx_tensors_from_buft(ctx, buft);
         adopt(buffer, record);

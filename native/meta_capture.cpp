@@ -156,6 +156,33 @@ std::string describe(const device_record & record, const graph_cut & cut) {
     return out + "]}";
 }
 
+// upstream's assertions, in words
+static std::string in_words(const std::string & reason) {
+    static const struct { const char * text; const char * words; } TABLE[] = {
+        { "split_states_equal(src_ss[0], src_ss[1])", "the devices have other shares of src0 than of src1 along the axis that both are split along" },
+        { "split_states_equal(src_ss[0], src_ss[2])", "what is written is not split as the destination is" },
+        { "unsupported mul_mat split states", "these two splits cannot be multiplied" },
+        { "ret.axis != GGML_BACKEND_SPLIT_AXIS_UNKNOWN", "its sources are split in ways that do not go together" },
+        { "src_ss[0].axis != GGML_BACKEND_SPLIT_AXIS_0", "it needs whole rows, and src0 is split along axis 0" },
+        { "src_ss[0].axis != GGML_BACKEND_SPLIT_AXIS_1", "rows are addressed by index and cannot be split" },
+        { "src_ss[1].axis == GGML_BACKEND_SPLIT_AXIS_MIRRORED", "src1 must be whole on every device" },
+        { "src_ss[0].axis == GGML_BACKEND_SPLIT_AXIS_2", "src0 must be split by heads (axis 2)" },
+        { "kv_split || kv_mirrored", "K and V must both be split by heads (axis 2), or both be mirrored" },
+        { "concat_axis != src_ss", "it is split along the axis that is joined" },
+        { "split_state.ne[j] % div == 0", "the shares do not come out in whole indices" },
+        { "== sum * tensor->ne[split_state.axis]", "its sources have different shares of the split axis" },
+        { "view of permuted tensor not implemented", "a view of a permuted tensor cannot be followed" },
+        { "src_ss[0].n_segments == 1", "a tensor in several segments cannot be reshaped so" },
+        { "not enough space in the context", "the graph has more tensors than there is room for" },
+    };
+    for (const auto & row : TABLE) {
+        if (reason.find(row.text) != std::string::npos) {
+            return std::string(row.words) + " (" + reason + ")";
+        }
+    }
+    return reason;
+}
+
 static std::string shape(const ggml_tensor * t) {
     std::string out = std::string(ggml_type_name(t->type)) + " [";
     for (int k = 0; k < std::max(ggml_n_dims(t), 1); k++) {
@@ -205,7 +232,7 @@ static std::string usual_repair(const ggml_tensor * t, size_t n) {
 std::string split_message(const ggml_tensor * t, const std::string & reason, const std::string & repair) {
     const device_record * record = t->buffer ? record_of(ggml_backend_buft_get_device(t->buffer->buft)) : nullptr;
     const size_t n = record ? record->devices.size() : 1;
-    std::string out = std::string("illegal split at node '") + t->name + "' (" + ggml_op_desc(t) + ", " + shape(t) + "): " + reason;
+    std::string out = std::string("illegal split at node '") + t->name + "' (" + ggml_op_desc(t) + ", " + shape(t) + "): " + in_words(reason);
     for (int i = 0; i < GGML_MAX_SRC; i++) {
         const ggml_tensor * s = t->src[i];
         if (!s || s == t) {

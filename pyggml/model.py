@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import subprocess
 import sys
@@ -286,7 +285,8 @@ def plan_model(
             if one not in devices:
                 stack.callback(one.release)
         full = stack.enter_context(_whole(path))
-        _check_arch(check_gguf(full), options)
+        info = check_gguf(full)
+        _check_arch(info, options)
         lib.pgg_plan_mode_begin()
         stack.callback(lib.pgg_plan_mode_end)
         loaded = _Loaded(full, stand_ins, (*rules, *own), options, None)
@@ -297,9 +297,26 @@ def plan_model(
             loaded.decode(np.zeros(n_tokens, np.int32), n_past, all_logits=False)
         finally:
             text = lib.pgg_meta_capture_take(loaded.meta)
-        captured = json.loads(ffi.string(text))
+        captured = ffi.string(text)
         lib.pgg_free(text)
-    return SplitPlan.from_captures(captured)
+        host = {"compute_nodes": _host_nodes(), "buffer_bytes": int(lib.pgg_plan_host_bytes())}
+        asked = _asked_shares(info, options, len(stand_ins), loaded.decisions)
+    return SplitPlan.from_captures(captured, host=host, asked=asked)
+
+
+def _host_nodes() -> int:
+    stats = ffi.new("struct pgg_device_stats *")
+    lib.pgg_host_stats(stats)
+    return int(stats.nodes)
+
+
+def _asked_shares(info: GGUFInfo, options: ModelOptions, n_devices: int, decisions: dict[str, Decision]) -> dict[str, tuple[float, ...]]:
+    """The shares that were asked for, by tensor: those of a rule, else ``tensor_split`` for whatever llama.cpp splits."""
+    shares = options.tensor_split or (1.0,) * n_devices
+    even = tuple(s / sum(shares) for s in shares)
+    asked = {t.name: even for t in info.tensors}
+    asked.update({name: d.asked_shares for name, d in decisions.items() if d.asked_shares})
+    return asked
 
 
 def _devices_of(device: Devices | None) -> tuple[list[Device], tuple[Rule, ...]]:
