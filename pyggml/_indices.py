@@ -45,11 +45,11 @@ class IndexCheck:
     strides: tuple[int, ...]
     offset: int
 
-    def verify(self, inputs: dict[str, npt.NDArray[np.uint8]]) -> None:
+    def verify(self, inputs: dict[str, npt.NDArray[Any]]) -> None:
         """Raises IndexRangeError for the first index out of range."""
         if self.root not in inputs:
             return
-        raw = inputs[self.root][self.offset :]
+        raw = inputs[self.root].reshape(-1).view(np.uint8)[self.offset :]
         values = np.lib.stride_tricks.as_strided(raw.view(self.dtype), self.shape, self.strides)
         bad = (values < 0) | (values >= self.limit)
         if bad.any():
@@ -89,8 +89,8 @@ def checks(graph: Graph, cgraph: Any) -> list[IndexCheck]:
                 inputs.get(int(ffi.cast("uintptr_t", root)), ""),
                 limit,
                 dtype,
-                tuple(int(n) for n in reversed(source.ne)),
-                tuple(int(n) for n in reversed(source.nb)),
+                tuple(int(n) for n in reversed(list(source.ne))),
+                tuple(int(n) for n in reversed(list(source.nb))),
                 int(source.view_offs),
             )
             if check.root:

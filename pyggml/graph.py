@@ -63,6 +63,8 @@ class Graph(Handle):
         self._weights: dict[int, Weights] = {}
         self._checks: list[_indices.IndexCheck] = []
         self._cgraph: Any = None
+        self._ports: dict[str, _Port] = {}  # of the inputs
+        self._results: dict[str, _Port] = {}  # of the outputs, once placed
         self._token: Token[Graph | None] | None = None
         try:
             self._state.backend = non_null(lib.ggml_backend_dev_init(dev, ffi.NULL), f"device {device.name} cannot be started", DeviceError)
@@ -220,6 +222,7 @@ class Graph(Handle):
         if not lib.ggml_gallocr_alloc_graph(self._state.galloc, graph):
             non_null(ffi.NULL, f"{self.device.name} has not enough memory for the graph's tensors", OutOfMemoryError)
         self._cgraph = graph
+        self._results = {name: _Port(name, tensor) for name, tensor in self._outputs.items()}
 
     def _check_supported(self, graph: Any) -> None:
         for i in range(lib.ggml_graph_n_nodes(graph)):
@@ -247,37 +250,34 @@ class Graph(Handle):
             ArgumentError: an input is missing or unknown. ShapeError, DTypeError: a value does not fit.
             IndexRangeError: a row or expert index is out of range. SplitError: the split is illegal.
         """
-        given = {**(inputs or {}), **more}
+        given = {**inputs, **more} if inputs else more
         self._check_open()
-        if unknown := set(given) - set(self._inputs):
-            raise ArgumentError(f"no input {sorted(unknown)[0]!r}; the inputs are {', '.join(self._inputs) or 'none'}")
-        if missing := set(self._inputs) - set(given):
-            raise ArgumentError(f"the input {sorted(missing)[0]!r} is missing")
-        raw = {name: as_bytes(value, self._inputs[name].ne, self._inputs[name].dtype, name) for name, value in given.items()}
+        if given.keys() != self._inputs.keys():
+            if unknown := set(given) - set(self._inputs):
+                raise ArgumentError(f"no input {sorted(unknown)[0]!r}; the inputs are {', '.join(self._inputs) or 'none'}")
+            raise ArgumentError(f"the input {sorted(set(self._inputs) - set(given))[0]!r} is missing")
+        if len(self._ports) != len(self._inputs):
+            self._ports = {name: _Port(name, tensor) for name, tensor in self._inputs.items()}
+        values = {name: port.contiguous(given[name]) for name, port in self._ports.items()}
         if self._cgraph is None:
             with _Expanded(self) as graph:
                 checks = _indices.checks(self, graph)
         else:
             checks = self._checks
         for check in checks:
-            check.verify(raw)
+            check.verify(values)
         with self._in_use():
             self._allocate()
-            for name, data in raw.items():
-                ptr = self._inputs[name].ptr
-                if ptr.buffer != ffi.NULL:  # else no output needs it
-                    lib.ggml_backend_tensor_set(ptr, ffi.from_buffer(data), 0, data.nbytes)
+            for name, port in self._ports.items():
+                port.write(values[name])
             self._compute()
-            return {name: self._read(tensor) for name, tensor in self._outputs.items()}
+            return {name: port.read() for name, port in self._results.items()}
 
     def _compute(self) -> None:
         status = lib.ggml_backend_graph_compute(self._state.backend, self._cgraph)
         if status != lib.GGML_STATUS_SUCCESS:
             text = ffi.string(lib.ggml_status_to_string(status)).decode()
             raise DeviceError(f"{self.device.name} did not compute the graph: {text}")
-
-    def _read(self, tensor: Tensor) -> npt.NDArray[Any]:
-        return read_tensor(tensor.ptr, tensor.dtype)
 
     # copies on other devices
 
@@ -378,6 +378,34 @@ class Graph(Handle):
 
     def __repr__(self) -> str:
         return "<Graph (closed)>" if self.closed else f"<Graph on {self.device.name}, {len(self._nodes)} tensors>"
+
+
+class _Port:
+    """An input or an output as a run needs it: looked up once, because a run of small nodes takes microseconds."""
+
+    __slots__ = ("dtype", "name", "nbytes", "ne", "plain", "ptr", "shape")
+
+    def __init__(self, name: str, tensor: Tensor) -> None:
+        self.name, self.ptr, self.ne, self.shape, self.dtype = name, tensor.ptr, tensor.ne, tensor.shape, tensor.dtype
+        self.nbytes = tensor.nbytes
+        self.plain = self.dtype.numpy is not None and lib.ggml_is_contiguous(self.ptr)
+
+    def contiguous(self, value: Any) -> npt.NDArray[Any]:
+        """The value in one piece of memory and in the tensor's format; itself where it is that already."""
+        if type(value) is np.ndarray and value.dtype == self.dtype.numpy and value.shape == self.shape and value.flags.c_contiguous:
+            return value
+        return as_bytes(value, self.ne, self.dtype, self.name)
+
+    def write(self, value: npt.NDArray[Any]) -> None:
+        if self.ptr.buffer != ffi.NULL:  # else no output needs it
+            lib.ggml_backend_tensor_set(self.ptr, ffi.from_buffer(value), 0, self.nbytes)
+
+    def read(self) -> npt.NDArray[Any]:
+        if not self.plain:
+            return read_tensor(self.ptr, self.dtype)
+        out = np.empty(self.shape, self.dtype.numpy)
+        lib.ggml_backend_tensor_get(self.ptr, ffi.from_buffer(out), 0, self.nbytes)
+        return out
 
 
 class _State:

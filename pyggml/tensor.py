@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
 else:
     TensorMethods = object  # pyggml.ops attaches them
 
-__all__ = ["Tensor", "Slice", "as_bytes"]
+__all__ = ["Slice", "Tensor", "as_bytes"]
+
+_FLOAT32 = np.dtype(np.float32)
 
 
 class Tensor(TensorMethods):
@@ -29,11 +32,12 @@ class Tensor(TensorMethods):
     of `pyggml.ops`.
     """
 
-    __slots__ = ("__weakref__", "_owner", "_ptr")
+    __slots__ = ("__weakref__", "_ne", "_owner", "_ptr")
 
     def __init__(self, owner: Any, ptr: Any) -> None:
         self._owner = weakref.ref(owner)
         self._ptr = ptr
+        self._ne: tuple[int, int, int, int] | None = None  # never changes: read from C once
 
     @property
     def owner(self) -> Any:
@@ -57,7 +61,10 @@ class Tensor(TensorMethods):
     @property
     def ne(self) -> tuple[int, int, int, int]:
         """Elements along each axis, axis 0 first."""
-        return tuple(int(n) for n in self.ptr.ne)  # type: ignore[return-value]
+        ptr = self.ptr
+        if self._ne is None:
+            self._ne = tuple(int(n) for n in ptr.ne)  # type: ignore[assignment]
+        return self._ne  # type: ignore[return-value]
 
     @property
     def nb(self) -> tuple[int, int, int, int]:
@@ -111,9 +118,14 @@ class Tensor(TensorMethods):
                 found.append(Slice(self, ptr, i))
         return found
 
-    def numpy(self) -> npt.NDArray[Any]:
-        """A copy of the value, assembled from all devices. Formats without a numpy dtype come out as float32."""
-        return self.owner._read(self)
+    def numpy(self, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
+        """A copy of the value, assembled from all devices. Formats without a numpy dtype come out as float32.
+
+        Args:
+            out: where to put it; an array in C order with the shape and dtype of the result. Large values that are
+                read again and again are read about twice as fast into memory that is already there.
+        """
+        return read_tensor(self.ptr, self.dtype, self.ne, out)
 
     def __repr__(self) -> str:
         if self._owner() is None or self._owner().closed:  # type: ignore[union-attr]
@@ -155,6 +167,7 @@ class Slice:
         return f"<Slice of {self._tensor.name!r} on device {self.device}, ne={list(self.ne)}>"
 
 
+@functools.lru_cache(maxsize=4096)
 def numpy_shape(ne: tuple[int, ...]) -> tuple[int, ...]:
     """ggml's ne as a numpy shape."""
     last = max((i for i, n in enumerate(ne) if n != 1), default=0)
@@ -169,20 +182,44 @@ def check_readable(ptr: Any) -> None:
         raise ClosedError(f"tensor {name!r} has no memory yet: run the graph first, and mark it as an output to keep it")
 
 
-def read_tensor(ptr: Any, dtype: DType) -> npt.NDArray[Any]:
-    """The value of an allocated tensor or slice, in numpy's order."""
-    ne = tuple(int(n) for n in ptr.ne)
-    shape = numpy_shape(ne)
+def read_tensor(
+    ptr: Any, dtype: DType, ne: tuple[int, ...] | None = None, out: npt.NDArray[Any] | None = None
+) -> npt.NDArray[Any]:
+    """The value of an allocated tensor or slice, in numpy's order; into ``out`` where it is given.
+
+    Raises:
+        ShapeError, DTypeError: ``out`` has another shape, another dtype, or is not one piece of memory.
+    """
+    if ne is None:
+        ne = tuple(int(n) for n in ptr.ne)
+    shape, kind = numpy_shape(ne), dtype.numpy or _FLOAT32
+    target = np.empty(shape, kind) if out is None else _checked_out(out, shape, kind)
     if 0 in ne:
-        return np.zeros(shape, dtype.numpy or np.float32)
+        return target
     check_readable(ptr)
     if not lib.ggml_is_contiguous(ptr):
-        return _read_strided(ptr, dtype, ne, shape)
-    raw = np.empty(int(lib.ggml_nbytes(ptr)), np.uint8)
-    lib.ggml_backend_tensor_get(ptr, ffi.from_buffer(raw), 0, raw.nbytes)
-    if dtype.numpy is not None:
-        return raw.view(dtype.numpy).reshape(shape)
-    return dequantize(QuantizedArray(dtype, shape, raw))
+        target[...] = _read_strided(ptr, dtype, ne, shape)
+    elif dtype.numpy is None:
+        raw = np.empty(int(lib.ggml_nbytes(ptr)), np.uint8)
+        lib.ggml_backend_tensor_get(ptr, ffi.from_buffer(raw), 0, raw.nbytes)
+        value = dequantize(QuantizedArray(dtype, shape, raw))
+        if out is None:
+            return value
+        target[...] = value
+    else:
+        lib.ggml_backend_tensor_get(ptr, ffi.from_buffer(target), 0, target.nbytes)
+    return target
+
+
+def _checked_out(out: Any, shape: tuple[int, ...], kind: Any) -> npt.NDArray[Any]:
+    if not isinstance(out, np.ndarray) or out.dtype != kind:
+        found = out.dtype if isinstance(out, np.ndarray) else type(out).__name__
+        raise DTypeError(f"out= is {found}, expected an array of {np.dtype(kind)}")
+    if out.shape != shape:
+        raise ShapeError(f"out= has shape {out.shape}, expected {shape}")
+    if not out.flags.c_contiguous or not out.flags.writeable:
+        raise ShapeError("out= must be writable and in C order: np.empty(shape, dtype) is")
+    return out
 
 
 def _read_strided(ptr: Any, dtype: DType, ne: tuple[int, ...], shape: tuple[int, ...]) -> npt.NDArray[Any]:
@@ -192,7 +229,7 @@ def _read_strided(ptr: Any, dtype: DType, ne: tuple[int, ...], shape: tuple[int,
     raw = np.empty(int(lib.ggml_nbytes(ptr)), np.uint8)
     lib.ggml_backend_tensor_get(ptr, ffi.from_buffer(raw), 0, raw.nbytes)
     strides = tuple(int(ptr.nb[i]) for i in reversed(range(len(shape))))
-    return np.lib.stride_tricks.as_strided(raw.view(dtype.numpy), shape, strides).copy()
+    return np.array(np.lib.stride_tricks.as_strided(raw.view(dtype.numpy), shape, strides))
 
 
 def as_bytes(value: Any, ne: tuple[int, ...], dtype: DType, name: str) -> npt.NDArray[np.uint8]:

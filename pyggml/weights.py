@@ -17,7 +17,7 @@ from ._handle import Handle
 from .dtype import DType, QuantizedArray, as_dtype
 from .errors import ArgumentError, DTypeError, OutOfMemoryError, ShapeError
 from .meta import MetaDevice, Target
-from .tensor import Tensor, as_bytes, read_tensor
+from .tensor import Tensor, as_bytes
 
 __all__ = ["Weights"]
 
@@ -156,9 +156,6 @@ class Weights(Handle, Mapping[str, Tensor]):
 
     __hash__ = object.__hash__
     __eq__ = object.__eq__
-
-    def _read(self, tensor: Tensor) -> npt.NDArray[Any]:
-        return read_tensor(tensor.ptr, tensor.dtype)
 
     def __repr__(self) -> str:
         return "<Weights (closed)>" if self.closed else f"<{len(self)} Weights on {self.device.name}>"
