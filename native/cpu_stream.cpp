@@ -1,5 +1,6 @@
 // Buffers and streams of virtual CPU devices: what runs on a device's queue. See cpu_backend.cpp.
 
+#include "buffer_memory.h"
 #include "vcpu.h"
 
 #include "ggml-impl.h"
@@ -153,7 +154,7 @@ ggml_backend_buffer_t buft_alloc_buffer(ggml_backend_buffer_type_t buft, size_t 
         }
     } while (!d.stats.buffer_bytes.compare_exchange_weak(before, before + size));
 
-    void * data = ggml_aligned_malloc(size);
+    void * data = buffer_malloc(size);
     if (data == nullptr) {
         d.stats.buffer_bytes -= size;
         GGML_LOG_ERROR("%s: the host has no %.2f MiB for a buffer\n", d.name.c_str(), size / 1048576.0);

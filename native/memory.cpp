@@ -2,12 +2,35 @@
 // and includes it: whether a buffer is one of CUDA's or RPC's is decided by the address of its free_buffer, so that
 // pointer must stay what it is, and the one place that calls it is where the end of a buffer can be seen.
 
+#include "buffer_memory.h"
 #include "guard.h"
 
 #include "ggml-backend-impl.h"
+#include "ggml-impl.h"
 
 #include <mutex>
 #include <unordered_map>
+
+#if defined(__linux__)
+#    include <cstdlib>
+#    include <sys/mman.h>
+#endif
+
+void * pgg::buffer_malloc(size_t size) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    constexpr size_t HUGE = 2u << 20;
+    // smaller pieces may come from the heap, which outlives them
+    if (size > 16*HUGE) {
+        void * data = nullptr;
+        if (posix_memalign(&data, HUGE, size) != 0) {
+            return nullptr;
+        }
+        madvise(data, size & ~(HUGE - 1), MADV_HUGEPAGE); // advice: nothing is lost when it is refused
+        return data;
+    }
+#endif
+    return ggml_aligned_malloc(size);
+}
 
 namespace {
 
@@ -66,7 +89,9 @@ ggml_backend_buffer_t counted_free(ggml_backend_buffer_t buffer) {
 
 // ggml_backend_buffer_free is the only caller of free_buffer(buffer); names without a call are left alone.
 #define free_buffer(buffer) free_buffer(counted_free(buffer))
+#define ggml_aligned_malloc pgg::buffer_malloc // only the CPU's buffers call it here
 #include "ggml-backend.cpp"
+#undef ggml_aligned_malloc
 #undef free_buffer
 
 extern "C" {
