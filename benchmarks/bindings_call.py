@@ -1,16 +1,16 @@
 """A call through pyggml.lib against the same call through ctypes: ggml_nelements of one tensor.
 
 The ctypes side declares its arguments as ggml-python does (a Structure, a POINTER to it), and calls the very same
-library. Both are measured alternately in one process; the ratio is of medians. To reach: >= 2.
+library.
 """
 
 from __future__ import annotations
 
-import argparse
 import ctypes
-import statistics
 import timeit
 from pathlib import Path
+
+from _bench import Row, alternate, duration, parser, ratio, show
 
 from pyggml._ffi import _lib, ffi, lib
 
@@ -37,12 +37,7 @@ ggml_tensor._fields_ = [
 ]
 
 
-def main() -> float:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--calls", type=int, default=100_000)
-    options = parser.parse_args()
-
+def measure(rounds: int, calls: int) -> list[Row]:
     folder = Path(_lib.__file__).resolve().parent.parent / "lib"
     base = ctypes.CDLL(str(next(folder.glob("libpyggml-ggml-base.*"))))
     try:
@@ -58,19 +53,19 @@ def main() -> float:
     pointer = ctypes.cast(int(ffi.cast("uintptr_t", tensor)), ctypes.POINTER(ggml_tensor))
     assert theirs(pointer) == lib.ggml_nelements(tensor) == 2048
 
-    through_ctypes: list[float] = []
-    through_lib: list[float] = []
-    for _ in range(options.rounds):
-        for seconds, statement, names in (
-            (through_ctypes, "base.f(pointer)", {"base": type("Library", (), {"f": theirs}), "pointer": pointer}),
-            (through_lib, "lib.ggml_nelements(tensor)", {"lib": lib, "tensor": tensor}),
-        ):
-            seconds.append(timeit.timeit(statement, globals=names, number=options.calls) / options.calls)
+    library = type("Library", (), {"f": theirs})
+    slow, fast = alternate(
+        rounds,
+        lambda: timeit.timeit("base.f(pointer)", globals={"base": library, "pointer": pointer}, number=calls) / calls,
+        lambda: timeit.timeit("lib.ggml_nelements(tensor)", globals={"lib": lib, "tensor": tensor}, number=calls) / calls,
+    )
     lib.ggml_free(context)
-    slow, fast = statistics.median(through_ctypes), statistics.median(through_lib)
-    print(f"ctypes {slow * 1e9:.0f} ns, pyggml.lib {fast * 1e9:.0f} ns: {slow / fast:.2f}x as fast (to reach: >= 2)")
-    return slow / fast
+    value, spread = ratio(slow, fast)
+    return [Row("a call (ggml_nelements), times as fast", duration(fast), f"ctypes: {duration(slow)}", value, 2.0, at_most=False, spread=spread)]
 
 
 if __name__ == "__main__":
-    main()
+    args = parser(__doc__, rounds=25)
+    args.add_argument("--calls", type=int, default=50_000, help="calls in one turn (default: 50000)")
+    options = args.parse_args()
+    show(measure(options.rounds, options.calls), options.json)

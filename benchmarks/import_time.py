@@ -1,40 +1,38 @@
-"""`import pyggml` against `import numpy` alone, both in fresh processes, measured alternately; the ratio is of medians.
+"""`import pyggml` against `import numpy` alone, both in fresh processes.
 
-To reach: <= 2.
+pyggml loads its modules when they are first used, so the time until the first use is stated too: the bindings with all
+shared libraries, and what a script with a graph needs.
 """
 
 from __future__ import annotations
 
-import argparse
-import statistics
 import subprocess
 import sys
-import time
+
+from _bench import Row, alternate, duration, parser, ratio, seconds, show
+
+OURS = {
+    "import pyggml": "import pyggml",
+    "... and pyggml.lib": "import pyggml; pyggml.lib",
+    "... and Graph, Model, compare": "import pyggml; pyggml.lib, pyggml.Graph, pyggml.Model, pyggml.compare",
+}
 
 
-def seconds(statement: str) -> float:
-    start = time.perf_counter()
-    subprocess.run([sys.executable, "-c", statement], check=True)
-    return time.perf_counter() - start
+def fresh(statement: str) -> float:
+    return seconds(lambda: subprocess.run([sys.executable, "-c", statement], check=True))
 
 
-def main() -> float:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15)
-    options = parser.parse_args()
-    ours: list[float] = []
-    numpy: list[float] = []
-    seconds("import pyggml, numpy")  # byte code and page cache
-    for _ in range(options.rounds):
-        numpy.append(seconds("import numpy"))
-        ours.append(seconds("import pyggml"))
-    ratio = statistics.median(ours) / statistics.median(numpy)
-    print(
-        f"import pyggml {statistics.median(ours) * 1e3:.0f} ms, import numpy {statistics.median(numpy) * 1e3:.0f} ms: "
-        f"{ratio:.2f}x (to reach: <= 2)"
-    )
-    return ratio
+def measure(rounds: int) -> list[Row]:
+    fresh("; ".join(OURS.values()) + "; import numpy")  # byte code and page cache
+    sides = ["import numpy", *OURS.values()]
+    numpy, *ours = alternate(rounds, *(lambda s=s: fresh(s) for s in sides))  # type: ignore[misc]
+    rows = []
+    for what, taken in zip(OURS, ours, strict=True):
+        value, spread = ratio(taken, numpy)
+        rows.append(Row(what, duration(taken), f"import numpy: {duration(numpy)}", value, 2.0 if not rows else None, spread=spread))
+    return rows
 
 
 if __name__ == "__main__":
-    main()
+    options = parser(__doc__, rounds=15).parse_args()
+    show(measure(options.rounds), options.json)
