@@ -23,19 +23,19 @@ from __future__ import annotations
 from . import arithmetic, attention, convolution, elementwise, gated, layout, matrix, methods, recurrent
 from ._build import graph_of
 from ._left_out import LEFT_OUT, SPELLED
-from .arithmetic import *
-from .attention import *
-from .convolution import *
-from .gated import *
-from .layout import *
-from .matrix import *
-from .recurrent import *
-from .elementwise import *
+from .arithmetic import *  # noqa: F403
+from .attention import *  # noqa: F403
+from .convolution import *  # noqa: F403
+from .elementwise import *  # noqa: F403
+from .gated import *  # noqa: F403
+from .layout import *  # noqa: F403
+from .matrix import *  # noqa: F403
+from .recurrent import *  # noqa: F403
 
 __all__ = [
     "LEFT_OUT", "SPELLED", "graph_of",
-    *arithmetic.__all__, *attention.__all__, *convolution.__all__, *elementwise.__all__, *gated.__all__, *layout.__all__, *matrix.__all__,
-    *recurrent.__all__,
+    *arithmetic.__all__, *attention.__all__, *convolution.__all__, *elementwise.__all__,
+    *gated.__all__, *layout.__all__, *matrix.__all__, *recurrent.__all__,
 ]  # fmt: skip
 
 methods.attach()

@@ -18,7 +18,7 @@ import math
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import cache
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .._ffi import ffi, lib
@@ -29,7 +29,18 @@ from ..tensor import Tensor
 if TYPE_CHECKING:
     from ..graph import Graph
 
-__all__ = ["build", "check_ne", "check_sizes", "enum_names", "expect", "fail", "graph_of", "opt", "require", "strides_fit"]
+__all__ = [
+    "build",
+    "check_ne",
+    "check_sizes",
+    "enum_names",
+    "expect",
+    "fail",
+    "graph_of",
+    "opt",
+    "require",
+    "strides_fit",
+]
 
 FLOATS = ("f32", "f16", "bf16")
 _MAX_SIZE = 2**48  # elements along an axis: beyond it sizes in bytes could overflow in ggml's own arithmetic
@@ -83,14 +94,22 @@ def trimmed(ne: Sequence[int]) -> Sequence[int]:
     return ne[:n]
 
 
-def fail(op: str, text: str, tensors: Mapping[str, Any], *, hint: str = "", error: type[Error] = ShapeError) -> NoReturn:
+def fail(
+    op: str, text: str, tensors: Mapping[str, Any], *, hint: str = "", error: type[Error] = ShapeError
+) -> NoReturn:
     """Raises ``error``, with the operation, the tensors and a hint."""
     shown = describe(tensors)
     raise error(f"{op}: {text}" + (f" ({shown})" if shown else "") + (f". {hint}" if hint else ""))
 
 
 def expect(
-    condition: bool, op: str, text: str, tensors: Mapping[str, Any] | None = None, *, hint: str = "", error: type[Error] = ShapeError
+    condition: bool,
+    op: str,
+    text: str,
+    tensors: Mapping[str, Any] | None = None,
+    *,
+    hint: str = "",
+    error: type[Error] = ShapeError,
 ) -> None:
     """Fails unless the condition holds; ``text`` says what must hold."""
     if not condition:
@@ -99,7 +118,9 @@ def expect(
 
 # --- tensors
 
-_SPEC = re.compile(r"(?:(?P<types>[a-z0-9|]+)\s+)??(?:(?P<layout>contiguous|contiguous_1|rows)\s+)?\[(?P<axes>[^\]]*)\]")
+_SPEC = re.compile(
+    r"(?:(?P<types>[a-z0-9|]+)\s+)??(?:(?P<layout>contiguous|contiguous_1|rows)\s+)?\[(?P<axes>[^\]]*)\]"
+)
 
 _LAYOUTS: dict[str, tuple[str, str]] = {
     "contiguous": ("ggml_is_contiguous", "must be contiguous"),
@@ -108,7 +129,7 @@ _LAYOUTS: dict[str, tuple[str, str]] = {
 }
 
 
-@lru_cache(maxsize=None)
+@cache
 def _parse(spec: str) -> tuple[tuple[str, ...], str | None, tuple[str, ...], bool]:
     match = _SPEC.fullmatch(spec)
     if match is None:
@@ -157,12 +178,17 @@ def require(op: str, *, hint: str | Callable[[], str] = "", **tensors: tuple[Any
         if layout is not None:
             function, text = _LAYOUTS[layout]
             if not getattr(lib, function)(tensor.ptr):
-                fail(op, f"{name} {text}; its strides are {list(tensor.nb)} bytes", given, hint=f"Did you mean {name}.cont()?")
+                fail(
+                    op,
+                    f"{name} {text}; its strides are {list(tensor.nb)} bytes",
+                    given,
+                    hint=f"Did you mean {name}.cont()?",
+                )
     return sizes
 
 
 def _castable(dtype: DType, to: str) -> bool:
-    return to in FLOATS and (dtype.is_quantized or dtype.name in FLOATS) or (to == "i32" and dtype.name == "f32")
+    return (to in FLOATS and (dtype.is_quantized or dtype.name in FLOATS)) or (to == "i32" and dtype.name == "f32")
 
 
 def _axis_problem(want: str, n: int, at: str, sizes: dict[str, int], where: dict[str, str]) -> str | None:
@@ -194,7 +220,9 @@ def check_ne(op: str, ne: Sequence[Any], dtype: DType, tensors: Mapping[str, Any
     return sizes
 
 
-def check_sizes(op: str, tensors: Mapping[str, Any] | None = None, at_least: int = 0, **numbers: Any) -> tuple[int, ...]:
+def check_sizes(
+    op: str, tensors: Mapping[str, Any] | None = None, at_least: int = 0, **numbers: Any
+) -> tuple[int, ...]:
     """Whole numbers in a range that ggml can count in."""
     found = []
     for name, value in numbers.items():
@@ -206,7 +234,9 @@ def check_sizes(op: str, tensors: Mapping[str, Any] | None = None, at_least: int
     return tuple(found)
 
 
-def strides_fit(op: str, tensor: Tensor, ne: Sequence[int], nb: Sequence[int], offset: int, tensors: Mapping[str, Any]) -> None:
+def strides_fit(
+    op: str, tensor: Tensor, ne: Sequence[int], nb: Sequence[int], offset: int, tensors: Mapping[str, Any]
+) -> None:
     """Whether a window of rows ``ne`` with strides ``nb`` (of axes 1 to 3) lies inside a tensor; ggml does not look.
 
     Raises:
@@ -214,7 +244,7 @@ def strides_fit(op: str, tensor: Tensor, ne: Sequence[int], nb: Sequence[int], o
     """
     if 0 in ne:
         return
-    end = offset + tensor.dtype.row_bytes(ne[0]) + sum((n - 1) * b for n, b in zip(ne[1:], nb))
+    end = offset + tensor.dtype.row_bytes(ne[0]) + sum((n - 1) * b for n, b in zip(ne[1:], nb, strict=True))
     if end > tensor.nbytes:
         fail(op, f"the window needs bytes {offset} to {end}, {next(iter(tensors))} has {tensor.nbytes}", tensors)
 
@@ -270,7 +300,7 @@ _ENUM_PREFIXES = {
 }
 
 
-@lru_cache(maxsize=None)
+@cache
 def enum_names(enum: str) -> dict[str, int]:
     """Names (ggml's, without the prefix, in lower case) and values of an enum."""
     prefix = _ENUM_PREFIXES[enum]
@@ -320,7 +350,7 @@ def _converter(ctype: Any) -> Callable[[str, str, Any], Any]:
     raise TypeError(f"no conversion for {name}")
 
 
-@lru_cache(maxsize=None)
+@cache
 def _signature(op: str) -> tuple[Any, tuple[Callable[[str, str, Any], Any] | None, ...]]:
     """The C function, and a converter for each argument behind the context; None for a tensor."""
     function = getattr(lib, "ggml_" + op)
@@ -376,7 +406,9 @@ def _refused(op: str, arguments: Mapping[str, Any], abort: GGMLAbort) -> NoRetur
     error: type[Error] = ArgumentError
     if "->type" in reason:
         error = DTypeError
-    elif re.search(r"->n[eb]\b|contiguous|can_|same_shape|nelements|is_(matrix|vector|scalar|3d|padded|transposed)|nbytes", reason):
+    elif re.search(
+        r"->n[eb]\b|contiguous|can_|same_shape|nelements|is_(matrix|vector|scalar|3d|padded|transposed)|nbytes", reason
+    ):
         error = ShapeError
     numbers = ", ".join(f"{k} = {v!r}" for k, v in arguments.items() if not isinstance(v, Tensor))
     try:

@@ -26,8 +26,12 @@ _ARANGE_MAX = 1 << 31
 
 def _binary(op: str, a: Tensor, b: Tensor, graph: Graph | None, inplace: bool) -> Tensor:
     def hint() -> str:
-        swapped = all(n and m % n == 0 for n, m in zip(a.ne, b.ne))
-        return f"The first one must be the larger: did you mean ops.{op}(b, a)?" if swapped and op in ("add", "mul") else ""
+        swapped = all(n and m % n == 0 for n, m in zip(a.ne, b.ne, strict=True))
+        return (
+            f"The first one must be the larger: did you mean ops.{op}(b, a)?"
+            if swapped and op in ("add", "mul")
+            else ""
+        )
 
     types = "" if a.dtype.is_quantized and op == "add" else "float "
     require(op, b=(b, "float [P, Q, R, S]"), a=(a, types + "[P*, Q*, R*, S*]"), hint=hint)
@@ -98,7 +102,15 @@ def add_id(a: Tensor, b: Tensor, ids: Tensor, *, graph: Graph | None = None) -> 
 
 
 def acc(
-    a: Tensor, b: Tensor, nb1: int, nb2: int, nb3: int, offset: int, *, inplace: bool = False, graph: Graph | None = None
+    a: Tensor,
+    b: Tensor,
+    nb1: int,
+    nb2: int,
+    nb3: int,
+    offset: int,
+    *,
+    inplace: bool = False,
+    graph: Graph | None = None,
 ) -> Tensor:
     """``a``, with ``b`` added to the window of it that starts at byte ``offset`` and has strides ``nb1`` to ``nb3``.
 
@@ -117,9 +129,9 @@ def acc(
 
 
 def count_equal(a: Tensor, b: Tensor, *, graph: Graph | None = None) -> Tensor:
-    """The number of equal elements of ``a`` and ``b``, i32 ``[P, Q, R]`` both. Returns i64 ``[1]``."""
-    # with a fourth axis ggml's CPU kernel computes its indices wrongly and reads outside of the tensors
-    require("count_equal", a=(a, "i32 [P, Q, R]"), b=(b, "i32 [P, Q, R]"))
+    """The number of equal elements of ``a`` and ``b``, i32 ``[P, Q]`` both. Returns i64 ``[1]``."""
+    # with more axes ggml's CPU kernel computes its indices wrongly and reads outside of the tensors
+    require("count_equal", a=(a, "i32 [P, Q]"), b=(b, "i32 [P, Q]"))
     return build("count_equal", graph, a=a, b=b)
 
 
@@ -259,7 +271,9 @@ def l2_norm(a: Tensor, eps: float = 1e-5, *, inplace: bool = False, graph: Graph
     return _norm("l2_norm", a, eps, graph, inplace)
 
 
-def group_norm(a: Tensor, n_groups: int, eps: float = 1e-5, *, inplace: bool = False, graph: Graph | None = None) -> Tensor:
+def group_norm(
+    a: Tensor, n_groups: int, eps: float = 1e-5, *, inplace: bool = False, graph: Graph | None = None
+) -> Tensor:
     """As `norm`, over groups of channels. ``a``: f32 ``[W, H, C, N]``, C in ``n_groups`` groups. Returns that shape.
 
     Raises:
@@ -267,6 +281,11 @@ def group_norm(a: Tensor, n_groups: int, eps: float = 1e-5, *, inplace: bool = F
     """
     require("group_norm", a=(a, "f32 rows [...]"))
     (n_groups,) = check_sizes("group_norm", {"a": a}, at_least=1, n_groups=n_groups)
-    expect(a.ne[2] % n_groups == 0, "group_norm", f"a.ne[2] = {a.ne[2]} must be a multiple of n_groups = {n_groups}", {"a": a})
+    expect(
+        a.ne[2] % n_groups == 0,
+        "group_norm",
+        f"a.ne[2] = {a.ne[2]} must be a multiple of n_groups = {n_groups}",
+        {"a": a},
+    )
     expect(eps >= 0, "group_norm", f"eps must not be negative, got {eps}", error=ArgumentError)
     return build("group_norm", graph, inplace=inplace, a=a, n_groups=n_groups, eps=eps)

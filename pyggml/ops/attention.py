@@ -48,9 +48,19 @@ def soft_max_ext(
         ShapeError: mask or sinks do not fit.
         ArgumentError: ``max_bias > 0`` without a mask.
     """
-    require("soft_max_ext", a=(a, "f32 contiguous [N, _, H, S]"), mask=opt(mask, "f16|f32 contiguous [N, _, H/, S/]"), sinks=opt(sinks, "f32 contiguous [H]"))
+    require(
+        "soft_max_ext",
+        a=(a, "f32 contiguous [N, _, H, S]"),
+        mask=opt(mask, "f16|f32 contiguous [N, _, H/, S/]"),
+        sinks=opt(sinks, "f32 contiguous [H]"),
+    )
     if mask is not None:
-        expect(mask.ne[1] >= a.ne[1], "soft_max_ext", f"mask.ne[1] = {mask.ne[1]} must be a.ne[1] = {a.ne[1]} or more", {"a": a, "mask": mask})
+        expect(
+            mask.ne[1] >= a.ne[1],
+            "soft_max_ext",
+            f"mask.ne[1] = {mask.ne[1]} must be a.ne[1] = {a.ne[1]} or more",
+            {"a": a, "mask": mask},
+        )
     expect(max_bias <= 0 or mask is not None, "soft_max_ext", "max_bias needs a mask", {"a": a}, error=ArgumentError)
     result = build("soft_max_ext", graph, inplace=inplace, a=a, mask=mask, scale=scale, max_bias=max_bias)
     if sinks is not None:
@@ -89,7 +99,12 @@ def _check_rope(op: str, a: Tensor, b: Tensor, c: Tensor | None, n_dims: int, po
     expect(b.ne[0] == positions * a.ne[2], op,
            f"b.ne[0] = {b.ne[0]} must be {'' if positions == 1 else f'{positions} * '}a.ne[2] = {positions * a.ne[2]}", tensors)  # fmt: skip
     check_sizes(op, tensors, n_dims=n_dims)
-    expect(0 < n_dims <= a.ne[0] and n_dims % 2 == 0, op, f"n_dims = {n_dims} must be even and at most a.ne[0] = {a.ne[0]}", tensors)
+    expect(
+        0 < n_dims <= a.ne[0] and n_dims % 2 == 0,
+        op,
+        f"n_dims = {n_dims} must be even and at most a.ne[0] = {a.ne[0]}",
+        tensors,
+    )
     if c is not None:
         expect(c.ne[0] >= n_dims // 2, op, f"c.ne[0] = {c.ne[0]} must be n_dims / 2 = {n_dims // 2} or more", tensors)
 
@@ -98,11 +113,18 @@ def _rope_mode(op: str, mode: str | int, allowed: Sequence[str]) -> int:
     value = enum_value(op, "mode", mode, "rope")
     names = {enum_value(op, "mode", name, "rope"): name for name in allowed}
     other = "rope_multi" if "normal" in allowed else "rope_ext"
-    expect(value in names, op, f"mode = {mode!r}: expected one of {', '.join(allowed)}; the others are for ops.{other}", error=ArgumentError)
+    expect(
+        value in names,
+        op,
+        f"mode = {mode!r}: expected one of {', '.join(allowed)}; the others are for ops.{other}",
+        error=ArgumentError,
+    )
     return value
 
 
-def rope(a: Tensor, b: Tensor, n_dims: int, mode: RopeMode = "normal", *, inplace: bool = False, graph: Graph | None = None) -> Tensor:
+def rope(
+    a: Tensor, b: Tensor, n_dims: int, mode: RopeMode = "normal", *, inplace: bool = False, graph: Graph | None = None
+) -> Tensor:
     """Rotary position embedding of the first ``n_dims`` elements of each row, frequency base 10,000.
 
     Args:
@@ -115,7 +137,9 @@ def rope(a: Tensor, b: Tensor, n_dims: int, mode: RopeMode = "normal", *, inplac
         ``a``'s shape and format.
     """
     _check_rope("rope", a, b, None, n_dims, 1)
-    return build("rope", graph, inplace=inplace, a=a, b=b, n_dims=n_dims, mode=_rope_mode("rope", mode, ("normal", "neox")))
+    return build(
+        "rope", graph, inplace=inplace, a=a, b=b, n_dims=n_dims, mode=_rope_mode("rope", mode, ("normal", "neox"))
+    )
 
 
 def rope_ext(
@@ -157,9 +181,18 @@ def rope_multi(
     value = _rope_mode("rope_multi", mode, ("mrope", "imrope", "vision"))
     expect(len(sections) == 4, "rope_multi", f"sections must be four numbers, got {len(sections)}", error=ArgumentError)
     numbers = check_sizes("rope_multi", {"a": a}, **{f"sections[{i}]": n for i, n in enumerate(sections)})
-    expect(any(numbers[:3]), "rope_multi", "one of the first three sections must be above 0", {"a": a}, error=ArgumentError)
+    expect(
+        any(numbers[:3]), "rope_multi", "one of the first three sections must be above 0", {"a": a}, error=ArgumentError
+    )
+    total = sum(numbers)
+    expect(total <= a.ne[0], "rope_multi", f"sections add up to {total}, a.ne[0] is {a.ne[0]}", {"a": a})
     if value == enum_value("rope_multi", "mode", "vision", "rope"):
-        expect(n_dims == a.ne[0] // 2, "rope_multi", f"mode 'vision' needs n_dims = a.ne[0] / 2 = {a.ne[0] // 2}, got {n_dims}", {"a": a})
+        expect(
+            n_dims == a.ne[0] // 2,
+            "rope_multi",
+            f"mode 'vision' needs n_dims = a.ne[0] / 2 = {a.ne[0] // 2}, got {n_dims}",
+            {"a": a},
+        )
     return build(
         "rope_multi", graph, inplace=inplace, a=a, b=b, c=c, n_dims=n_dims, sections=numbers, mode=value,
         n_ctx_orig=n_ctx_orig, freq_base=freq_base, freq_scale=freq_scale, ext_factor=ext_factor,
@@ -174,10 +207,17 @@ def rope_set_offset(a: Tensor, n_offs: int, *, graph: Graph | None = None) -> Te
         ShapeError: the turned elements would not lie inside the row.
     """
     require("rope_set_offset", a=(a, "[...]"))
-    expect(a.op == "ROPE", "rope_set_offset", f"a must be the node of a rope, it is {a.op}", {"a": a}, error=ArgumentError)
+    expect(
+        a.op == "ROPE", "rope_set_offset", f"a must be the node of a rope, it is {a.op}", {"a": a}, error=ArgumentError
+    )
     check_sizes("rope_set_offset", {"a": a}, n_offs=n_offs)
     n_dims = int(a.ptr.op_params[1])
-    expect(n_offs + n_dims <= a.ne[0], "rope_set_offset", f"n_offs = {n_offs} and n_dims = {n_dims} must fit into a.ne[0] = {a.ne[0]}", {"a": a})
+    expect(
+        n_offs + n_dims <= a.ne[0],
+        "rope_set_offset",
+        f"n_offs = {n_offs} and n_dims = {n_dims} must fit into a.ne[0] = {a.ne[0]}",
+        {"a": a},
+    )
     call("rope_set_offset", "ggml_rope_set_offset", a, n_offs=n_offs)
     return a
 
@@ -220,8 +260,18 @@ def flash_attn_ext(
     )  # fmt: skip
     if mask is not None:
         tensors = {"q": q, "k": k, "mask": mask}
-        expect(mask.ne[0] >= k.ne[1], "flash_attn_ext", f"mask.ne[0] = {mask.ne[0]} must be k.ne[1] = {k.ne[1]} or more", tensors)
-        expect(mask.ne[1] >= q.ne[1], "flash_attn_ext", f"mask.ne[1] = {mask.ne[1]} must be q.ne[1] = {q.ne[1]} or more", tensors)
+        expect(
+            mask.ne[0] >= k.ne[1],
+            "flash_attn_ext",
+            f"mask.ne[0] = {mask.ne[0]} must be k.ne[1] = {k.ne[1]} or more",
+            tensors,
+        )
+        expect(
+            mask.ne[1] >= q.ne[1],
+            "flash_attn_ext",
+            f"mask.ne[1] = {mask.ne[1]} must be q.ne[1] = {q.ne[1]} or more",
+            tensors,
+        )
     expect(max_bias <= 0 or mask is not None, "flash_attn_ext", "max_bias needs a mask", {"q": q}, error=ArgumentError)
     check_sizes("flash_attn_ext", {"q": q}, n_kv_max=n_kv_max)
     result = build(
@@ -257,7 +307,9 @@ def lightning_indexer(q: Tensor, k: Tensor, weights: Tensor, mask: Tensor, *, gr
 # --- hyper-connections of DeepSeek V4 (arXiv 2512.24880)
 
 
-def dsv4_hc_comb(mixes: Tensor, scale: Tensor, base: Tensor, eps: float, n_iter: int, *, graph: Graph | None = None) -> Tensor:
+def dsv4_hc_comb(
+    mixes: Tensor, scale: Tensor, base: Tensor, eps: float, n_iter: int, *, graph: Graph | None = None
+) -> Tensor:
     """The matrices that mix the 4 residual streams, normalised ``n_iter`` times over each axis (Sinkhorn).
 
     Args:
@@ -268,8 +320,18 @@ def dsv4_hc_comb(mixes: Tensor, scale: Tensor, base: Tensor, eps: float, n_iter:
     Returns:
         f32 ``[4, 4, T]``: destination stream, source stream, token.
     """
-    require("dsv4_hc_comb", mixes=(mixes, "f32 rows [24, _]"), scale=(scale, "f32 contiguous [_]"), base=(base, "f32 contiguous [24]"))
-    expect(scale.ne[0] >= 3, "dsv4_hc_comb", f"scale.ne[0] = {scale.ne[0]} must be 3 or more", {"mixes": mixes, "scale": scale})
+    require(
+        "dsv4_hc_comb",
+        mixes=(mixes, "f32 rows [24, _]"),
+        scale=(scale, "f32 contiguous [_]"),
+        base=(base, "f32 contiguous [24]"),
+    )
+    expect(
+        scale.ne[0] >= 3,
+        "dsv4_hc_comb",
+        f"scale.ne[0] = {scale.ne[0]} must be 3 or more",
+        {"mixes": mixes, "scale": scale},
+    )
     check_sizes("dsv4_hc_comb", {"mixes": mixes}, at_least=1, n_iter=n_iter)
     return build("dsv4_hc_comb", graph, mixes=mixes, scale=scale, base=base, eps=eps, n_iter=n_iter)
 
@@ -286,7 +348,9 @@ def dsv4_hc_pre_gated(x: Tensor, gate: Tensor, scale: float = 1.0, *, graph: Gra
     return build("dsv4_hc_pre_gated", graph, x=x, gate=gate, scale=scale)
 
 
-def dsv4_hc_post(x: Tensor, residual: Tensor, post: Tensor, comb: Tensor | None = None, *, graph: Graph | None = None) -> Tensor:
+def dsv4_hc_post(
+    x: Tensor, residual: Tensor, post: Tensor, comb: Tensor | None = None, *, graph: Graph | None = None
+) -> Tensor:
     """``x * post`` for each stream, plus the residual streams mixed by ``comb`` (as they are without it).
 
     Args:

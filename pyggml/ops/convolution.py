@@ -34,7 +34,7 @@ _KERNEL = "float contiguous"
 def _check_axes(op: str, a: Tensor, b: Tensor, s: tuple[Any, ...], p: tuple[Any, ...], d: tuple[Any, ...]) -> None:
     """Strides, paddings and dilations in range, and a result that is not empty."""
     tensors = {"a": a, "b": b}
-    for axis, (stride, padding, dilation) in enumerate(zip(s, p, d)):
+    for axis, (stride, padding, dilation) in enumerate(zip(s, p, d, strict=True)):
         check_sizes(op, tensors, at_least=1, **{f"s{axis}": stride, f"d{axis}": dilation})
         check_sizes(op, tensors, **{f"p{axis}": padding})
         k, n = a.ne[axis], b.ne[axis]
@@ -62,7 +62,12 @@ def im2col(
     else:
         require("im2col", a=(a, "[_, C, _]"), b=(b, "f32|f16 rows [_, C, _]"))
         _check_axes("im2col", a, b, (s0,), (p0,), (d0,))
-    expect(as_dtype(dst_type).name in ("f16", "f32"), "im2col", f"dst_type must be f16 or f32, got {dst_type}", error=DTypeError)
+    expect(
+        as_dtype(dst_type).name in ("f16", "f32"),
+        "im2col",
+        f"dst_type must be f16 or f32, got {dst_type}",
+        error=DTypeError,
+    )
     return build("im2col", graph, a=a, b=b, s0=s0, s1=s1, p0=p0, p1=p1, d0=d0, d1=d1, is_2D=is_2D, dst_type=dst_type)
 
 
@@ -81,8 +86,29 @@ def im2col_3d(
         ``[IC * KD * KH * KW, OW, OH, OD * N]``.
     """
     _check_3d("im2col_3d", a, b, IC, "[...]", (s0, s1, s2), (p0, p1, p2), (d0, d1, d2))
-    expect(as_dtype(dst_type).name in ("f16", "f32"), "im2col_3d", f"dst_type must be f16 or f32, got {dst_type}", error=DTypeError)
-    return build("im2col_3d", graph, a=a, b=b, IC=IC, s0=s0, s1=s1, s2=s2, p0=p0, p1=p1, p2=p2, d0=d0, d1=d1, d2=d2, dst_type=dst_type)
+    expect(
+        as_dtype(dst_type).name in ("f16", "f32"),
+        "im2col_3d",
+        f"dst_type must be f16 or f32, got {dst_type}",
+        error=DTypeError,
+    )
+    return build(
+        "im2col_3d",
+        graph,
+        a=a,
+        b=b,
+        IC=IC,
+        s0=s0,
+        s1=s1,
+        s2=s2,
+        p0=p0,
+        p1=p1,
+        p2=p2,
+        d0=d0,
+        d1=d1,
+        d2=d2,
+        dst_type=dst_type,
+    )
 
 
 def col2im_1d(a: Tensor, s0: int, oc: int, p0: int = 0, *, graph: Graph | None = None) -> Tensor:
@@ -109,14 +135,20 @@ def conv_1d(a: Tensor, b: Tensor, s0: int = 1, p0: int = 0, d0: int = 1, *, grap
     """
     require("conv_1d", a=(a, _KERNEL + " [_, C, _]"), b=(b, "f32 rows [_, C, _]"))
     _check_axes("conv_1d", a, b, (s0,), (p0,), (d0,))
-    return build("conv_1d", graph, a=a, b=b, s0=s0, p0=p0, d0=d0)
+    return _batched(build("conv_1d", graph, a=a, b=b, s0=s0, p0=p0, d0=d0))
 
 
 def conv_1d_ph(a: Tensor, b: Tensor, s: int = 1, d: int = 1, *, graph: Graph | None = None) -> Tensor:
     """`conv_1d` with a padding of half the kernel."""
     require("conv_1d_ph", a=(a, _KERNEL + " [_, C, _]"), b=(b, "f32 rows [_, C, _]"))
     _check_axes("conv_1d_ph", a, b, (s,), (a.ne[0] // 2,), (d,))
-    return build("conv_1d_ph", graph, a=a, b=b, s=s, d=d)
+    return _batched(build("conv_1d_ph", graph, a=a, b=b, s=s, d=d))
+
+
+def _batched(y: Tensor) -> Tensor:
+    """The result of ggml's conv_1d in the right order: what it calls ``[OL, OC, N]`` is ``[OL, N, OC]`` in memory."""
+    length, channels, n, _ = y.ne
+    return y if n == 1 else y.reshape(length, n, channels).permute(0, 2, 1, 3).cont()
 
 
 def conv_1d_dw(a: Tensor, b: Tensor, s0: int = 1, p0: int = 0, d0: int = 1, *, graph: Graph | None = None) -> Tensor:
@@ -133,7 +165,9 @@ def conv_1d_dw_ph(a: Tensor, b: Tensor, s0: int = 1, d0: int = 1, *, graph: Grap
     return build("conv_1d_dw_ph", graph, a=a, b=b, s0=s0, d0=d0)
 
 
-def conv_transpose_1d(a: Tensor, b: Tensor, s0: int = 1, p0: int = 0, d0: int = 1, *, graph: Graph | None = None) -> Tensor:
+def conv_transpose_1d(
+    a: Tensor, b: Tensor, s0: int = 1, p0: int = 0, d0: int = 1, *, graph: Graph | None = None
+) -> Tensor:
     """The transposed convolution. ``a``: f32 or f16 ``[K, OC, IC]``; ``b``: f32 ``[L, IC]``. Returns f32 ``[(L - 1) * s0 + K, OC]``.
 
     Raises:
@@ -141,7 +175,12 @@ def conv_transpose_1d(a: Tensor, b: Tensor, s0: int = 1, p0: int = 0, d0: int = 
     """
     require("conv_transpose_1d", a=(a, "f32|f16 contiguous [_, _, C]"), b=(b, "f32 contiguous [_, C]"))
     check_sizes("conv_transpose_1d", {"a": a, "b": b}, at_least=1, s0=s0)
-    expect(p0 == 0 and d0 == 1, "conv_transpose_1d", f"ggml has p0 = 0 and d0 = 1 only, got {p0} and {d0}", error=ArgumentError)
+    expect(
+        p0 == 0 and d0 == 1,
+        "conv_transpose_1d",
+        f"ggml has p0 = 0 and d0 = 1 only, got {p0} and {d0}",
+        error=ArgumentError,
+    )
     return build("conv_transpose_1d", graph, a=a, b=b, s0=s0, p0=p0, d0=d0)
 
 
@@ -149,7 +188,16 @@ def conv_transpose_1d(a: Tensor, b: Tensor, s0: int = 1, p0: int = 0, d0: int = 
 
 
 def conv_2d(
-    a: Tensor, b: Tensor, s0: int = 1, s1: int = 1, p0: int = 0, p1: int = 0, d0: int = 1, d1: int = 1, *, graph: Graph | None = None
+    a: Tensor,
+    b: Tensor,
+    s0: int = 1,
+    s1: int = 1,
+    p0: int = 0,
+    p1: int = 0,
+    d0: int = 1,
+    d1: int = 1,
+    *,
+    graph: Graph | None = None,
 ) -> Tensor:
     """By `im2col` and `mul_mat`. ``a``: f32, f16 or bf16 ``[KW, KH, IC, OC]``; ``b``: f32 ``[W, H, IC, N]``. Returns f32 ``[OW, OH, OC, N]``.
 
@@ -161,7 +209,16 @@ def conv_2d(
 
 
 def conv_2d_direct(
-    a: Tensor, b: Tensor, s0: int = 1, s1: int = 1, p0: int = 0, p1: int = 0, d0: int = 1, d1: int = 1, *, graph: Graph | None = None
+    a: Tensor,
+    b: Tensor,
+    s0: int = 1,
+    s1: int = 1,
+    p0: int = 0,
+    p1: int = 0,
+    d0: int = 1,
+    d1: int = 1,
+    *,
+    graph: Graph | None = None,
 ) -> Tensor:
     """As `conv_2d`, as one node. ``a``: f32 or f16 ``[KW, KH, IC, OC]``; ``b``: f32 ``[W, H, IC, N]``. Returns f32 ``[OW, OH, OC, N]``."""
     require("conv_2d_direct", a=(a, "f32|f16 contiguous [_, _, C, _]"), b=(b, "f32 rows [_, _, C, _]"))
@@ -170,16 +227,34 @@ def conv_2d_direct(
 
 
 def conv_2d_dw(
-    a: Tensor, b: Tensor, s0: int = 1, s1: int = 1, p0: int = 0, p1: int = 0, d0: int = 1, d1: int = 1, *, graph: Graph | None = None
+    a: Tensor,
+    b: Tensor,
+    s0: int = 1,
+    s1: int = 1,
+    p0: int = 0,
+    p1: int = 0,
+    d0: int = 1,
+    d1: int = 1,
+    *,
+    graph: Graph | None = None,
 ) -> Tensor:
-    """Each channel on its own, by `im2col`. ``a``: f32, f16 or bf16 ``[KW, KH, 1, C]``; ``b``: f32 ``[W, H, C, N]``. Returns f32 ``[OW, OH, C, N]``."""
-    require("conv_2d_dw", a=(a, _KERNEL + " [_, _, 1, C]"), b=(b, "f32 contiguous [_, _, C, _]"))
+    """Each channel on its own, by `im2col`. ``a``: f16 or bf16 ``[KW, KH, 1, C]``; ``b``: f32 ``[W, H, C, N]``. Returns f32 ``[OW, OH, C, N]``."""
+    require("conv_2d_dw", a=(a, "f16|bf16 contiguous [_, _, 1, C]"), b=(b, "f32 contiguous [_, _, C, _]"))
     _check_axes("conv_2d_dw", a, b, (s0, s1), (p0, p1), (d0, d1))
     return build("conv_2d_dw", graph, a=a, b=b, s0=s0, s1=s1, p0=p0, p1=p1, d0=d0, d1=d1)
 
 
 def conv_2d_dw_direct(
-    a: Tensor, b: Tensor, s0: int = 1, s1: int = 1, p0: int = 0, p1: int = 0, d0: int = 1, d1: int = 1, *, graph: Graph | None = None
+    a: Tensor,
+    b: Tensor,
+    s0: int = 1,
+    s1: int = 1,
+    p0: int = 0,
+    p1: int = 0,
+    d0: int = 1,
+    d1: int = 1,
+    *,
+    graph: Graph | None = None,
 ) -> Tensor:
     """As `conv_2d_dw`, as one node. ``a``: f32 or f16 ``[KW, KH, 1, C]``; ``b``: f32 ``[W, H, C, N]``. Returns ``[OW, OH, C, N]``."""
     require("conv_2d_dw_direct", a=(a, "f32|f16 contiguous [_, _, 1, C]"), b=(b, "f32 contiguous [_, _, C, _]"))
@@ -221,7 +296,12 @@ def _check_3d(
     require(op, a=(a, kernel), b=(b, "f32 rows [...]"))
     check_sizes(op, tensors, at_least=1, channels=IC)
     for name, tensor in tensors.items():
-        expect(tensor.ne[3] % IC == 0, op, f"{name}.ne[3] = {tensor.ne[3]} must be a multiple of the {IC} channels", tensors)
+        expect(
+            tensor.ne[3] % IC == 0,
+            op,
+            f"{name}.ne[3] = {tensor.ne[3]} must be a multiple of the {IC} channels",
+            tensors,
+        )
     _check_axes(op, a, b, s, p, d)
 
 
@@ -267,10 +347,17 @@ def conv_3d_direct(
 def _check_pool(op: str, a: Tensor, axis: int, k: int, s: int, p: float) -> None:
     check_sizes(op, {"a": a}, at_least=1, **{f"k{axis}": k, f"s{axis}": s})
     expect(p >= 0, op, f"p{axis} must not be negative, got {p}", error=ArgumentError)
-    expect(a.ne[axis] + 2 * p >= k, op, f"k{axis} = {k} is more than a.ne[{axis}] = {a.ne[axis]} with its padding", {"a": a})
+    expect(
+        a.ne[axis] + 2 * p >= k,
+        op,
+        f"k{axis} = {k} is more than a.ne[{axis}] = {a.ne[axis]} with its padding",
+        {"a": a},
+    )
 
 
-def pool_1d(a: Tensor, op: PoolOp, k0: int, s0: int | None = None, p0: int = 0, *, graph: Graph | None = None) -> Tensor:
+def pool_1d(
+    a: Tensor, op: PoolOp, k0: int, s0: int | None = None, p0: int = 0, *, graph: Graph | None = None
+) -> Tensor:
     """The largest element or the mean of ``k0`` neighbours, each ``s0`` (``k0`` unless given).
 
     ``a``: f32 or f16 ``[L, Q, R, S]``, contiguous. Returns f32 ``[(L + 2 * p0 - k0) // s0 + 1, Q, R, S]``.
@@ -320,9 +407,22 @@ def interpolate(
     """
     tensors = {"a": a}
     require("interpolate", a=(a, "f32 [...]"))
-    ne = check_sizes("interpolate", tensors, at_least=1, ne0=ne0, ne1=ne1, ne2=a.ne[2] if ne2 is None else ne2, ne3=a.ne[3] if ne3 is None else ne3)
+    ne = check_sizes(
+        "interpolate",
+        tensors,
+        at_least=1,
+        ne0=ne0,
+        ne1=ne1,
+        ne2=a.ne[2] if ne2 is None else ne2,
+        ne3=a.ne[3] if ne3 is None else ne3,
+    )
     expect(min(a.ne) > 0, "interpolate", "a must not be empty", tensors)
-    expect(not antialias or mode == "bilinear", "interpolate", f"antialias needs mode 'bilinear', got {mode!r}", error=ArgumentError)
+    expect(
+        not antialias or mode == "bilinear",
+        "interpolate",
+        f"antialias needs mode 'bilinear', got {mode!r}",
+        error=ArgumentError,
+    )
     value = enum_value("interpolate", "mode", mode, "enum ggml_scale_mode")
     value |= lib.GGML_SCALE_FLAG_ALIGN_CORNERS * align_corners | lib.GGML_SCALE_FLAG_ANTIALIAS * antialias
     return build("interpolate", graph, a=a, ne0=ne[0], ne1=ne[1], ne2=ne[2], ne3=ne[3], mode=value)
@@ -373,7 +473,19 @@ def add_rel_pos(a: Tensor, pw: Tensor, ph: Tensor, *, inplace: bool = False, gra
         ``a``'s shape, f32.
     """
     tensors = {"a": a, "pw": pw, "ph": ph}
-    require("add_rel_pos", a=(a, "f32 contiguous [_, _, B]"), pw=(pw, "f32 contiguous [N, P, Q, B]"), ph=(ph, "f32 contiguous [N, P, Q, B]"))
-    expect(pw.ne[0] ** 2 == a.ne[0], "add_rel_pos", f"a.ne[0] = {a.ne[0]} must be pw.ne[0]^2 = {pw.ne[0] ** 2}", tensors)
-    expect(pw.ne[1] * pw.ne[2] == a.ne[1], "add_rel_pos", f"a.ne[1] = {a.ne[1]} must be pw.ne[1] * pw.ne[2] = {pw.ne[1] * pw.ne[2]}", tensors)
+    require(
+        "add_rel_pos",
+        a=(a, "f32 contiguous [_, _, B]"),
+        pw=(pw, "f32 contiguous [N, P, Q, B]"),
+        ph=(ph, "f32 contiguous [N, P, Q, B]"),
+    )
+    expect(
+        pw.ne[0] ** 2 == a.ne[0], "add_rel_pos", f"a.ne[0] = {a.ne[0]} must be pw.ne[0]^2 = {pw.ne[0] ** 2}", tensors
+    )
+    expect(
+        pw.ne[1] * pw.ne[2] == a.ne[1],
+        "add_rel_pos",
+        f"a.ne[1] = {a.ne[1]} must be pw.ne[1] * pw.ne[2] = {pw.ne[1] * pw.ne[2]}",
+        tensors,
+    )
     return build("add_rel_pos", graph, inplace=inplace, a=a, pw=pw, ph=ph)

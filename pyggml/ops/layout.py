@@ -30,6 +30,10 @@ def _sizes(op: str, a: Tensor, ne: Sequence[Any]) -> tuple[int, ...]:
     return check_ne(op, ne, a.dtype, {"a": a})
 
 
+def _named(ne: Sequence[int]) -> dict[str, Any]:
+    return {f"ne{i}": n for i, n in enumerate(ne)}
+
+
 def _same_number(op: str, a: Tensor, ne: tuple[int, ...]) -> None:
     have, want = math.prod(a.ne), math.prod(ne)
     expect(have == want, op, f"a has {have} elements, ne = {list(ne)} has {want}", {"a": a})
@@ -51,10 +55,12 @@ def reshape(a: Tensor, *ne: int | Sequence[int] | Tensor, graph: Graph | None = 
     require("reshape", a=(a, "contiguous [...]"))
     sizes = _sizes("reshape", a, ne)
     _same_number("reshape", a, sizes)
-    return build(f"reshape_{len(sizes)}d", graph, a=a, **{f"ne{i}": n for i, n in enumerate(sizes)})
+    return build(f"reshape_{len(sizes)}d", graph, a=a, **_named(sizes))
 
 
-def view(a: Tensor, *ne: int | Sequence[int], nb: Sequence[int] | None = None, offset: int = 0, graph: Graph | None = None) -> Tensor:
+def view(
+    a: Tensor, *ne: int | Sequence[int], nb: Sequence[int] | None = None, offset: int = 0, graph: Graph | None = None
+) -> Tensor:
     """A window of ``a``: ``view(a, 64, 4, offset=4 * a.nb[1])`` are 4 rows from the fifth on.
 
     Args:
@@ -71,12 +77,23 @@ def view(a: Tensor, *ne: int | Sequence[int], nb: Sequence[int] | None = None, o
     sizes = _sizes("view", a, ne)
     n = len(sizes)
     strides = tuple(a.nb[1:n]) if nb is None else tuple(nb)
-    expect(len(strides) == n - 1, "view", f"{n} sizes need {n - 1} strides, got {len(strides)}", tensors, error=ArgumentError)
+    expect(
+        len(strides) == n - 1,
+        "view",
+        f"{n} sizes need {n - 1} strides, got {len(strides)}",
+        tensors,
+        error=ArgumentError,
+    )
     (offset, *strides_) = check_sizes("view", tensors, offset=offset, **{f"nb[{i}]": b for i, b in enumerate(strides)})
     step = a.dtype.type_size
-    expect(offset % step == 0, "view", f"offset = {offset} must be a multiple of {step}, the bytes of a block of {a.dtype}", tensors)
+    expect(
+        offset % step == 0,
+        "view",
+        f"offset = {offset} must be a multiple of {step}, the bytes of a block of {a.dtype}",
+        tensors,
+    )
     strides_fit("view", a, sizes, strides_, offset, tensors)
-    arguments = {f"ne{i}": m for i, m in enumerate(sizes)} | {f"nb{i + 1}": b for i, b in enumerate(strides_)}
+    arguments = _named(sizes) | {f"nb{i + 1}": b for i, b in enumerate(strides_)}
     return build(f"view_{n}d", graph, a=a, **arguments, offset=offset)
 
 
@@ -90,7 +107,13 @@ def permute(a: Tensor, axis0: int, axis1: int, axis2: int, axis3: int, *, graph:
     """
     require("permute", a=(a, "[...]"))
     axes = [axis0, axis1, axis2, axis3]
-    expect(sorted(axes) == [0, 1, 2, 3], "permute", f"axes must be 0, 1, 2 and 3 in some order, got {axes}", {"a": a}, error=ArgumentError)
+    expect(
+        sorted(axes) == [0, 1, 2, 3],
+        "permute",
+        f"axes must be 0, 1, 2 and 3 in some order, got {axes}",
+        {"a": a},
+        error=ArgumentError,
+    )
     return build("permute", graph, a=a, axis0=axis0, axis1=axis1, axis2=axis2, axis3=axis3)
 
 
@@ -140,7 +163,7 @@ def cont(a: Tensor, *ne: int | Sequence[int], graph: Graph | None = None) -> Ten
         return build("cont", graph, a=a)
     sizes = _sizes("cont", a, ne)
     _same_number("cont", a, sizes)
-    return build(f"cont_{len(sizes)}d", graph, a=a, **{f"ne{i}": n for i, n in enumerate(sizes)})
+    return build(f"cont_{len(sizes)}d", graph, a=a, **_named(sizes))
 
 
 def set(
@@ -160,7 +183,7 @@ def set(
     tensors = {"a": a, "b": b}
     require("set", a=(a, "contiguous [...]"), b=(b, "rows [...]"))
     require("set", a=(a, "[...]"), b=(b, f"{a.dtype} [...]"))
-    given = [own if n is None else n for n, own in zip((nb1, nb2, nb3), a.nb[1:])]
+    given = [own if n is None else n for n, own in zip((nb1, nb2, nb3), a.nb[1:], strict=True)]
     nb = check_sizes("set", tensors, nb1=given[0], nb2=given[1], nb3=given[2], offset=offset)
     expect(max(nb) < 2**30, "set", "strides and offset must be below 1 GiB", tensors)
     strides_fit("set", a, b.ne, nb[:3], offset, tensors)
@@ -179,7 +202,12 @@ def concat(a: Tensor, b: Tensor, dim: int, *, graph: Graph | None = None) -> Ten
     expect(dim in (0, 1, 2, 3), "concat", f"dim must be 0 to 3, got {dim!r}", tensors, error=ArgumentError)
     require("concat", a=(a, "[...]"), b=(b, f"{a.dtype} [...]"))
     for axis in builtins.set(range(4)) - {dim}:
-        expect(a.ne[axis] == b.ne[axis], "concat", f"a.ne[{axis}] = {a.ne[axis]} and b.ne[{axis}] = {b.ne[axis]} must be equal", tensors)
+        expect(
+            a.ne[axis] == b.ne[axis],
+            "concat",
+            f"a.ne[{axis}] = {a.ne[axis]} and b.ne[{axis}] = {b.ne[axis]} must be equal",
+            tensors,
+        )
     return build("concat", graph, a=a, b=b, dim=dim)
 
 
@@ -193,7 +221,7 @@ def repeat_4d(a: Tensor, ne0: int, ne1: int = 1, ne2: int = 1, ne3: int = 1, *, 
     """``a``, repeated to the shape ``[ne0, ne1, ne2, ne3]``, multiples of ``a``'s."""
     require("repeat_4d", a=(a, "[...]"))
     ne = check_ne("repeat_4d", (ne0, ne1, ne2, ne3), a.dtype, {"a": a})
-    for axis, (want, have) in enumerate(zip(ne, a.ne)):
+    for axis, (want, have) in enumerate(zip(ne, a.ne, strict=True)):
         expect(want == have or (have > 0 and want % have == 0), "repeat_4d",
                f"ne{axis} = {want} must be a multiple of a.ne[{axis}] = {have}", {"a": a})  # fmt: skip
     return build("repeat_4d", graph, a=a, ne0=ne[0], ne1=ne[1], ne2=ne[2], ne3=ne[3])
@@ -268,20 +296,28 @@ def pad_reflect_1d(a: Tensor, p0: int, p1: int, *, graph: Graph | None = None) -
     """
     require("pad_reflect_1d", a=(a, "f32 contiguous [...]"))
     check_sizes("pad_reflect_1d", {"a": a}, p0=p0, p1=p1)
-    expect(max(p0, p1) < a.ne[0], "pad_reflect_1d", f"p0 = {p0} and p1 = {p1} must be below a.ne[0] = {a.ne[0]}", {"a": a})
+    expect(
+        max(p0, p1) < a.ne[0], "pad_reflect_1d", f"p0 = {p0} and p1 = {p1} must be below a.ne[0] = {a.ne[0]}", {"a": a}
+    )
     return build("pad_reflect_1d", graph, a=a, p0=p0, p1=p1)
 
 
-def _check_pad(op: str, a: Tensor, right: Sequence[int], left: Sequence[int] = (0, 0, 0, 0), circular: bool = False) -> None:
+def _check_pad(
+    op: str, a: Tensor, right: Sequence[int], left: Sequence[int] = (0, 0, 0, 0), circular: bool = False
+) -> None:
     require(op, a=(a, "f32 rows [...]"))
     for axis in range(4):
-        check_sizes(op, {"a": a}, **{f"padding before axis {axis}": left[axis], f"padding behind axis {axis}": right[axis]})
+        check_sizes(
+            op, {"a": a}, **{f"padding before axis {axis}": left[axis], f"padding behind axis {axis}": right[axis]}
+        )
         # ggml wraps around once: a longer padding would read outside of the tensor
         if circular and max(left[axis], right[axis]) > a.ne[axis]:
             fail(op, f"axis {axis} has {a.ne[axis]} elements, {max(left[axis], right[axis])} are asked for", {"a": a})
 
 
-def roll(a: Tensor, shift0: int, shift1: int = 0, shift2: int = 0, shift3: int = 0, *, graph: Graph | None = None) -> Tensor:
+def roll(
+    a: Tensor, shift0: int, shift1: int = 0, shift2: int = 0, shift3: int = 0, *, graph: Graph | None = None
+) -> Tensor:
     """``a`` with its elements moved along each axis, those that leave it coming in at the other end. ``a``: f32. Returns its shape.
 
     Raises:
@@ -289,5 +325,11 @@ def roll(a: Tensor, shift0: int, shift1: int = 0, shift2: int = 0, shift3: int =
     """
     require("roll", a=(a, "f32 rows [...]"))
     for axis, shift in enumerate((shift0, shift1, shift2, shift3)):
-        expect(abs(shift) < max(a.ne[axis], 1), "roll", f"shift{axis} = {shift} must be shorter than a.ne[{axis}] = {a.ne[axis]}", {"a": a}, error=ShapeError)
+        expect(
+            abs(shift) < max(a.ne[axis], 1),
+            "roll",
+            f"shift{axis} = {shift} must be shorter than a.ne[{axis}] = {a.ne[axis]}",
+            {"a": a},
+            error=ShapeError,
+        )
     return build("roll", graph, a=a, shift0=shift0, shift1=shift1, shift2=shift2, shift3=shift3)

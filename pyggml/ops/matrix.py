@@ -43,14 +43,20 @@ def mul_mat(a: Tensor, b: Tensor, *, prec: Precision | None = None, graph: Graph
             return "Did you mean ops.mul_mat(a, ops.cont(ops.transpose(b)))?"
         if a.ne[1] == b.ne[0]:
             return "Did you mean ops.mul_mat(ops.cont(ops.transpose(a)), b)?"
-        return "Did you mean ops.mul_mat(ops.cont(ops.transpose(a)), ops.cont(ops.transpose(b)))?" if a.ne[1] == b.ne[1] else ""
+        return (
+            "Did you mean ops.mul_mat(ops.cont(ops.transpose(a)), ops.cont(ops.transpose(b)))?"
+            if a.ne[1] == b.ne[1]
+            else ""
+        )
 
     require("mul_mat", a=(a, "rows [K, _, B, C]"), b=(b, "rows [K, _, B*, C*]"), hint=hint)
     result = build("mul_mat", graph, a=a, b=b)
     return result if prec is None else prec_set_acc(result, prec)
 
 
-def mul_mat_id(experts: Tensor, b: Tensor, ids: Tensor, *, prec: Precision | None = None, graph: Graph | None = None) -> Tensor:
+def mul_mat_id(
+    experts: Tensor, b: Tensor, ids: Tensor, *, prec: Precision | None = None, graph: Graph | None = None
+) -> Tensor:
     """For each token the products with the matrices of the experts chosen for it.
 
     Args:
@@ -87,7 +93,12 @@ def prec_set_src(a: Tensor, prec: Precision, idx: int = 1, *, graph: Graph | Non
 
 def mul_mat_set_hint(a: Tensor, hint: Literal["none", "src0_is_hadamard"], *, graph: Graph | None = None) -> Tensor:
     """Tells the device something about the sources of a `mul_mat` node that may make it faster; returns the node."""
-    call("mul_mat_set_hint", "ggml_mul_mat_set_hint", a, hint=enum_value("mul_mat_set_hint", "hint", hint, "enum ggml_op_hint"))
+    call(
+        "mul_mat_set_hint",
+        "ggml_mul_mat_set_hint",
+        a,
+        hint=enum_value("mul_mat_set_hint", "hint", hint, "enum ggml_op_hint"),
+    )
     return a
 
 
@@ -105,7 +116,9 @@ def out_prod(a: Tensor, b: Tensor, *, graph: Graph | None = None) -> Tensor:
     return build("out_prod", graph, a=a, b=b)
 
 
-def solve_tri(a: Tensor, b: Tensor, left: bool = True, lower: bool = True, uni: bool = False, *, graph: Graph | None = None) -> Tensor:
+def solve_tri(
+    a: Tensor, b: Tensor, left: bool = True, lower: bool = True, uni: bool = False, *, graph: Graph | None = None
+) -> Tensor:
     """Solves ``A X = B`` for a lower triangular ``A`` without zeros on its diagonal.
 
     Args:
@@ -125,7 +138,9 @@ def solve_tri(a: Tensor, b: Tensor, left: bool = True, lower: bool = True, uni: 
     return build("solve_tri", graph, a=a, b=b, left=left, lower=lower, uni=uni)
 
 
-def tri(a: Tensor, type: Literal["lower", "lower_diag", "upper", "upper_diag"], *, graph: Graph | None = None) -> Tensor:
+def tri(
+    a: Tensor, type: Literal["lower", "lower_diag", "upper", "upper_diag"], *, graph: Graph | None = None
+) -> Tensor:
     """A triangle of ``a``, with or without its diagonal, zeros elsewhere. ``a``: f32 ``[N, N, B, C]``. Returns that shape."""
     require("tri", a=(a, "f32 contiguous [N, N, _, _]"))
     return build("tri", graph, a=a, type=type)

@@ -27,12 +27,26 @@ def ssm_conv(sx: Tensor, c: Tensor, *, graph: Graph | None = None) -> Tensor:
         ShapeError: ``sx`` has fewer than K - 1 columns, or other channels than ``c``.
     """
     require("ssm_conv", sx=(sx, "f32 rows [_, N, _]"), c=(c, "f32 rows [_, N]"))
-    expect(sx.ne[0] >= c.ne[0] - 1, "ssm_conv", f"sx.ne[0] = {sx.ne[0]} must be c.ne[0] - 1 = {c.ne[0] - 1} or more", {"sx": sx, "c": c})
+    expect(
+        sx.ne[0] >= c.ne[0] - 1,
+        "ssm_conv",
+        f"sx.ne[0] = {sx.ne[0]} must be c.ne[0] - 1 = {c.ne[0] - 1} or more",
+        {"sx": sx, "c": c},
+    )
     return build("ssm_conv", graph, sx=sx, c=c)
 
 
 def ssm_scan(
-    s: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, ids: Tensor, K: int = 1, *, graph: Graph | None = None
+    s: Tensor,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    ids: Tensor,
+    K: int = 1,
+    *,
+    graph: Graph | None = None,
 ) -> Tensor:
     """The selective scan of Mamba (``A`` ``[N, H]``) and Mamba-2 (``A`` ``[1, H]``).
 
@@ -65,11 +79,20 @@ def _check_state(op: str, state: Tensor, sizes: dict[str, int]) -> None:
     size, n_seqs = sizes["S"] * sizes["S"] * sizes["H"], state.ne[1]
     elements = state.ne[0] * n_seqs * state.ne[2] * state.ne[3]
     tensors = {"state": state}
-    expect(n_seqs > 0 and elements == size * n_seqs, op, f"state must be [S * S * H, n_seqs] = [{size}, n_seqs]", tensors)
-    expect(sizes["T"] % n_seqs == 0, op, f"{sizes['T']} tokens must be a multiple of the {n_seqs} sequences of state", tensors)
+    expect(
+        n_seqs > 0 and elements == size * n_seqs, op, f"state must be [S * S * H, n_seqs] = [{size}, n_seqs]", tensors
+    )
+    expect(
+        sizes["T"] % n_seqs == 0,
+        op,
+        f"{sizes['T']} tokens must be a multiple of the {n_seqs} sequences of state",
+        tensors,
+    )
 
 
-def rwkv_wkv6(k: Tensor, v: Tensor, r: Tensor, tf: Tensor, td: Tensor, state: Tensor, *, graph: Graph | None = None) -> Tensor:
+def rwkv_wkv6(
+    k: Tensor, v: Tensor, r: Tensor, tf: Tensor, td: Tensor, state: Tensor, *, graph: Graph | None = None
+) -> Tensor:
     """The recurrence of RWKV-6.
 
     Args:
@@ -81,7 +104,15 @@ def rwkv_wkv6(k: Tensor, v: Tensor, r: Tensor, tf: Tensor, td: Tensor, state: Te
         f32 ``[S * H, T + S * n_seqs]``: the outputs, then the new states.
     """
     cube = "f32 contiguous [S, H, T]"
-    sizes = require("rwkv_wkv6", k=(k, cube), v=(v, cube), r=(r, cube), tf=(tf, "f32 contiguous [S, H]"), td=(td, cube), state=(state, "f32 contiguous [...]"))
+    sizes = require(
+        "rwkv_wkv6",
+        k=(k, cube),
+        v=(v, cube),
+        r=(r, cube),
+        tf=(tf, "f32 contiguous [S, H]"),
+        td=(td, cube),
+        state=(state, "f32 contiguous [...]"),
+    )
     _check_state("rwkv_wkv6", state, sizes)
     return build("rwkv_wkv6", graph, k=k, v=v, r=r, tf=tf, td=td, state=state)
 
@@ -92,7 +123,7 @@ def rwkv_wkv7(
     """The recurrence of RWKV-7: ``state = state * w + v k^T + (state a) b^T``, output ``state r``.
 
     Args:
-        r, w, k, v, a, b: f32 ``[S, H, T]``, contiguous (S: head size, T: tokens of all sequences).
+        r, w, k, v, a, b: f32 ``[S, H, T]``, contiguous (S: head size, a multiple of 64, T: tokens of all sequences).
         state: f32 ``[S * S * H, n_seqs]``.
 
     Returns:
@@ -100,7 +131,18 @@ def rwkv_wkv7(
     """
     cube = "f32 contiguous [S, H, T]"
     sizes = require(
-        "rwkv_wkv7", r=(r, cube), w=(w, cube), k=(k, cube), v=(v, cube), a=(a, cube), b=(b, cube), state=(state, "f32 contiguous [...]")
+        "rwkv_wkv7",
+        r=(r, cube),
+        w=(w, cube),
+        k=(k, cube),
+        v=(v, cube),
+        a=(a, cube),
+        b=(b, cube),
+        state=(state, "f32 contiguous [...]"),
+    )
+    # ggml's CPU kernel works in whole vectors of up to 64 elements and writes beyond other head sizes
+    expect(
+        sizes["S"] % 64 == 0, "rwkv_wkv7", f"r.ne[0] = {sizes['S']}, the head size, must be a multiple of 64", {"r": r}
     )
     _check_state("rwkv_wkv7", state, sizes)
     return build("rwkv_wkv7", graph, r=r, w=w, k=k, v=v, a=a, b=b, state=state)
@@ -119,7 +161,9 @@ def gated_linear_attn(
         f32 ``[S * H, T + S * n_seqs]``: the outputs, then the new states.
     """
     cube = "f32 contiguous [S, H, T]"
-    sizes = require("gated_linear_attn", k=(k, cube), v=(v, cube), q=(q, cube), g=(g, cube), state=(state, "f32 contiguous [...]"))
+    sizes = require(
+        "gated_linear_attn", k=(k, cube), v=(v, cube), q=(q, cube), g=(g, cube), state=(state, "f32 contiguous [...]")
+    )
     _check_state("gated_linear_attn", state, sizes)
     return build("gated_linear_attn", graph, k=k, v=v, q=q, g=g, state=state, scale=scale)
 
@@ -148,6 +192,11 @@ def gated_delta_net(
     for name, tensor, axis in (("g", g, 1), ("beta", beta, 1), ("state", state, 2)):
         expect(tensor.ne[axis] == v.ne[1], "gated_delta_net", f"{name}.ne[{axis}] = {tensor.ne[axis]} and v.ne[1] = {v.ne[1]} must be equal",
                {name: tensor, "v": v})  # fmt: skip
-    expect(g.ne[0] in (1, sizes["D"]), "gated_delta_net", f"g.ne[0] = {g.ne[0]} must be 1 or v.ne[0] = {sizes['D']}", tensors)
+    expect(
+        g.ne[0] in (1, sizes["D"]),
+        "gated_delta_net",
+        f"g.ne[0] = {g.ne[0]} must be 1 or v.ne[0] = {sizes['D']}",
+        tensors,
+    )
     (K,) = check_sizes("gated_delta_net", tensors, at_least=1, K=K)
     return build("gated_delta_net", graph, q=q, k=k, v=v, g=g, beta=beta, state=state, K=K)
