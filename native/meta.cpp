@@ -143,7 +143,7 @@ static void remember(const ggml_tensor * t, bool from_rule) {
             throw pgg::error(PGG_ERROR_SPLIT, pgg::split_message(t, r.reason, r.repair));
         }
     }
-    x.entries[t] = { hash_of(t), x.record->epoch, placed, false };
+    x.entries[t] = { hash_of(t), x.record->epoch, placed, false, false };
 }
 
 // Throws the slices of graph tensors away. Those of weights' views may be sources in any graph of the device, so all
@@ -288,8 +288,8 @@ static void get_whole(const ggml_tensor * t, uint8_t * out) {
     const split_state   state  = ggml_backend_meta_get_split_state(t, false);
     const placement_ptr placed = pgg::placement_of(t);
     const size_t        n      = context_of(t->buffer)->bufs.size();
-    if (state.axis == GGML_BACKEND_SPLIT_AXIS_PARTIAL) {
-        const buffer_extra::entry * e = entry_of(t);
+    const buffer_extra::entry * e = entry_of(t);
+    if (state.axis == GGML_BACKEND_SPLIT_AXIS_PARTIAL || (e && e->pending)) {
         if (t->type != GGML_TYPE_F32) {
             throw pgg::error(PGG_ERROR_SPLIT, std::string("tensor '") + t->name + "' is a partial sum of type " + ggml_type_name(t->type) + "; only f32 can be read");
         }
@@ -351,6 +351,10 @@ static void set_whole(ggml_tensor * t, const uint8_t * in) {
 static bool upstream_can_move(const ggml_tensor * t, size_t offset, size_t size) {
     const split_state   state  = ggml_backend_meta_get_split_state(t, false);
     const placement_ptr placed = pgg::placement_of(t);
+    const buffer_extra::entry * e = entry_of(t);
+    if (e && e->pending) {
+        return false;
+    }
     if (state.axis == GGML_BACKEND_SPLIT_AXIS_MIRRORED) {
         return true;
     }

@@ -86,7 +86,7 @@ static std::string tensor_json(const ggml_tensor * t, size_t n, const std::unord
 std::string describe(const device_record & record, const graph_cut & cut) {
     const ggml_cgraph * g = cut.graph;
     const size_t        n = cut.n_devices;
-    const int n_nodes = g->n_nodes - (cut.tail ? 1 : 0);
+    const int n_nodes = g->n_nodes;
 
     std::unordered_map<const ggml_tensor *, int> ids;
     std::vector<const ggml_tensor *> leafs;

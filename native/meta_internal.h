@@ -29,6 +29,7 @@ struct buffer_extra {
         uint64_t      epoch;     // of the device when its slices were made
         placement_ptr placed;
         bool          reduced;   // a partial node whose slices were summed in place
+        bool          pending;   // it lies between a partial node and its delayed all-reduce: the slices are summands
     };
     device_record *             record = nullptr;
     ggml_backend_buffer_t       buffer = nullptr;
@@ -75,7 +76,7 @@ struct graph_cut {
     size_t               n_devices;
     std::vector<int>     starts;       // first node of each subgraph
     bool                 comm;         // the devices' communicator does the all-reduces
-    bool                 tail;         // the last node is our VIEW behind a partial output
+    bool                 tail;         // the last subgraph is only our VIEW behind a partial output
     std::vector<size_t>  reduce_bytes; // reduction buffers, per device
     std::vector<memory_row> memory;
 };
