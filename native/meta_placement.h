@@ -56,6 +56,16 @@ placement_ptr place_static(const ggml_tensor * t, const ggml_backend_meta_split_
 placement_ptr place(const ggml_tensor * t, const ggml_backend_meta_split_state & state, bool partial,
         const std::vector<ggml_tensor *> & slices, const source_lookup & sources);
 
+// runs: append one (merging neighbours), their total length, the global index at local position i (or -1)
+void    append(std::vector<run> & rs, int64_t start, int64_t len);
+int64_t total(const std::vector<run> & rs);
+int64_t at(const std::vector<run> & rs, int64_t i);
+
+// A view (or reshape, permutation) of a split root: the same memory looked at in another way. Throws refusal.
+placement_ptr place_view(const ggml_tensor * t, int axis, const std::vector<ggml_tensor *> & slices, const placement & root);
+// The same elements in the same logical order, in another shape (CONT, CPY). Throws refusal.
+placement_ptr place_flat(const ggml_tensor * t, int axis, const std::vector<ggml_tensor *> & slices, const ggml_tensor * src, const placement & from);
+
 // "M", "P", "S1", "S1 48:16", "S0 [..]": the notation of rules, tables and errors
 std::string notation(const ggml_backend_meta_split_state & state, size_t n_devices);
 
