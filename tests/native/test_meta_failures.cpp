@@ -59,7 +59,9 @@ struct model {
     std::vector<float> run(ggml_backend_t backend, int32_t last_id) {
         const int32_t x[T] = { 3, 1, 4, 1, last_id };
         ggml_backend_tensor_set(ids, x, 0, sizeof(x));
-        CHECK(ggml_backend_graph_compute(backend, graph.graph) == GGML_STATUS_SUCCESS);
+        const ggml_status status = ggml_backend_graph_compute(backend, graph.graph);
+        // an early failure of one device is returned when the next part of the graph is queued; a later one is thrown
+        CHECK(status == GGML_STATUS_SUCCESS || (last_id >= V && status == GGML_STATUS_FAILED));
         return get(z);
     }
 };
