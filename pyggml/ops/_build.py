@@ -25,6 +25,7 @@ from .._ffi import ffi, lib
 from ..dtype import DType, as_dtype
 from ..errors import ArgumentError, DTypeError, Error, GGMLAbort, OutOfMemoryError, ShapeError
 from ..tensor import Tensor
+from ._left_out import SPELLED
 
 if TYPE_CHECKING:
     from ..graph import Graph
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = [
     "build",
     "check_ne",
+    "check_numbers",
     "check_sizes",
     "enum_names",
     "expect",
@@ -281,6 +283,17 @@ def _float(op: str, name: str, value: Any) -> float:
     return x
 
 
+def check_numbers(op: str, at_least: float = -math.inf, **numbers: Any) -> tuple[float, ...]:
+    """Numbers, none of them NaN."""
+    found = []
+    for name, value in numbers.items():
+        x = _float(op, name, value)
+        if x < at_least:
+            raise ArgumentError(f"{op}: {name} must be {at_least:g} or more, it is {x:g}")
+        found.append(x)
+    return tuple(found)
+
+
 def _bool(op: str, name: str, value: Any) -> bool:
     if value is not True and value is not False:
         raise ArgumentError(f"{op}: {name} must be True or False, got {value!r}")
@@ -305,9 +318,10 @@ def enum_names(enum: str) -> dict[str, int]:
     """Names (ggml's, without the prefix, in lower case) and values of an enum."""
     prefix = _ENUM_PREFIXES[enum]
     if enum == "rope":  # macros in C
-        return {n.removeprefix(prefix).lower(): int(getattr(lib, n)) for n in dir(lib) if n.startswith(prefix)}
-    members = {v: k for k, v in ffi.typeof(enum).elements.items()}
-    return {k.removeprefix(prefix).lower(): v for k, v in members.items() if not k.endswith("_COUNT")}
+        members = {n: int(getattr(lib, n)) for n in dir(lib) if n.startswith(prefix)}
+    else:
+        members = {name: value for value, name in ffi.typeof(enum).elements.items() if not name.endswith("_COUNT")}
+    return {k.removeprefix(prefix).lower(): v for k, v in sorted(members.items(), key=operator.itemgetter(1))}
 
 
 def enum_value(op: str, name: str, value: Any, enum: str) -> int:
@@ -381,7 +395,7 @@ def build(op: str, graph: Graph | None, /, *, inplace: bool = False, **arguments
     try:
         ptr = function(*values)
     except GGMLAbort as abort:
-        _refused(op, arguments, abort)
+        _refused(SPELLED.get("ggml_" + op, op), arguments, abort)
     return owner._node(ptr)
 
 
@@ -404,7 +418,9 @@ def _refused(op: str, arguments: Mapping[str, Any], abort: GGMLAbort) -> NoRetur
     if "obj_new" in reason:
         raise OutOfMemoryError(f"{op}: the graph is full, no more nodes fit in") from abort
     error: type[Error] = ArgumentError
-    if "->type" in reason:
+    if "view_offs" in reason:
+        reason, error = "no more bytes than there are behind the window's start, overlapping or not", ShapeError
+    elif "->type" in reason:
         error = DTypeError
     elif re.search(
         r"->n[eb]\b|contiguous|can_|same_shape|nelements|is_(matrix|vector|scalar|3d|padded|transposed)|nbytes", reason

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from ..dtype import DTypeLike
 from ..errors import ArgumentError
 from ..tensor import Tensor
-from ._build import build, check_sizes, expect, require, strides_fit
+from ._build import build, check_numbers, check_sizes, expect, require, strides_fit
 
 if TYPE_CHECKING:
     from ..graph import Graph
@@ -163,6 +163,7 @@ def clamp(a: Tensor, min: float, max: float, *, inplace: bool = False, graph: Gr
         ArgumentError: ``min`` is larger than ``max``.
     """
     require("clamp", a=(a, "f32|f16 rows [...]"))
+    min, max = check_numbers("clamp", min=min, max=max)
     expect(min <= max, "clamp", f"min = {min} must not be larger than max = {max}", {"a": a}, error=ArgumentError)
     return build("clamp", graph, inplace=inplace, a=a, min=min, max=max)
 
@@ -179,6 +180,7 @@ def arange(start: float, stop: float, step: float = 1.0, *, graph: Graph | None 
     Raises:
         ArgumentError: ``stop`` is not above ``start``, or ``step`` is not positive.
     """
+    start, stop, step = check_numbers("arange", start=start, stop=stop, step=step)
     expect(stop > start, "arange", f"stop = {stop} must be larger than start = {start}", error=ArgumentError)
     expect(step > 0, "arange", f"step must be positive, got {step}", error=ArgumentError)
     expect((stop - start) / step <= _ARANGE_MAX, "arange", "more than 2^31 elements", error=ArgumentError)
@@ -252,7 +254,7 @@ def top_k(a: Tensor, k: int, *, graph: Graph | None = None) -> Tensor:
 
 def _norm(op: str, a: Tensor, eps: float, graph: Graph | None, inplace: bool) -> Tensor:
     require(op, a=(a, "f32 rows [...]"))
-    expect(eps >= 0, op, f"eps must not be negative, got {eps}", error=ArgumentError)
+    check_numbers(op, at_least=0, eps=eps)
     return build(op, graph, inplace=inplace, a=a, eps=eps)
 
 
@@ -287,5 +289,5 @@ def group_norm(
         f"a.ne[2] = {a.ne[2]} must be a multiple of n_groups = {n_groups}",
         {"a": a},
     )
-    expect(eps >= 0, "group_norm", f"eps must not be negative, got {eps}", error=ArgumentError)
+    check_numbers("group_norm", at_least=0, eps=eps)
     return build("group_norm", graph, inplace=inplace, a=a, n_groups=n_groups, eps=eps)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ..errors import ArgumentError
 from ..tensor import Tensor
-from ._build import build, call, check_sizes, enum_value, expect, opt, require
+from ._build import build, call, check_numbers, check_sizes, enum_value, expect, opt, require
 from .matrix import Precision, prec_set_acc
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ def soft_max_ext(
             f"mask.ne[1] = {mask.ne[1]} must be a.ne[1] = {a.ne[1]} or more",
             {"a": a, "mask": mask},
         )
+    (max_bias,) = check_numbers("soft_max_ext", max_bias=max_bias)
     expect(max_bias <= 0 or mask is not None, "soft_max_ext", "max_bias needs a mask", {"a": a}, error=ArgumentError)
     result = build("soft_max_ext", graph, inplace=inplace, a=a, mask=mask, scale=scale, max_bias=max_bias)
     if sinks is not None:
@@ -272,6 +273,7 @@ def flash_attn_ext(
             f"mask.ne[1] = {mask.ne[1]} must be q.ne[1] = {q.ne[1]} or more",
             tensors,
         )
+    (max_bias,) = check_numbers("flash_attn_ext", max_bias=max_bias)
     expect(max_bias <= 0 or mask is not None, "flash_attn_ext", "max_bias needs a mask", {"q": q}, error=ArgumentError)
     check_sizes("flash_attn_ext", {"q": q}, n_kv_max=n_kv_max)
     result = build(

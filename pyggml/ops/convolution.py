@@ -13,7 +13,7 @@ from .._ffi import lib
 from ..dtype import DTypeLike, as_dtype
 from ..errors import ArgumentError, DTypeError
 from ..tensor import Tensor
-from ._build import build, check_sizes, enum_value, expect, require
+from ._build import build, check_numbers, check_sizes, enum_value, expect, require
 
 if TYPE_CHECKING:
     from ..graph import Graph
@@ -346,7 +346,7 @@ def conv_3d_direct(
 
 def _check_pool(op: str, a: Tensor, axis: int, k: int, s: int, p: float) -> None:
     check_sizes(op, {"a": a}, at_least=1, **{f"k{axis}": k, f"s{axis}": s})
-    expect(p >= 0, op, f"p{axis} must not be negative, got {p}", error=ArgumentError)
+    check_numbers(op, at_least=0, **{f"p{axis}": p})
     expect(
         a.ne[axis] + 2 * p >= k,
         op,

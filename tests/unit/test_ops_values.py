@@ -521,7 +521,7 @@ case("gated_linear_attn", *CUBES[:4], STATE, ref=_gla, scale=0.7)
 
 def _delta_net(q: Any, k: Any, v: Any, g: Any, beta: Any, state: Any) -> np.ndarray:
     """q, k (S, T, G, D); v (S, T, H, D); state (S, H, D, D)."""
-    n_seqs, tokens, heads, size = v.shape
+    _, tokens, heads, size = v.shape
     of = np.arange(heads) % q.shape[2]
     out, s = np.zeros(v.shape), state.copy()
     for t in range(tokens):
