@@ -168,6 +168,8 @@ _KINDS: dict[int, type[Error]] = {
 def from_native(kind: int, message: str, log: tuple[str, ...] = ()) -> Error:
     """The exception for an error that native code left pending, with the reasons that were logged before it."""
     cls = _KINDS.get(kind, NativeError)
+    if cls is ArgumentError and "expected an index of" in message:  # native/ggml_cpu_guard.cpp
+        cls = IndexRangeError
     reasons = tuple(line for line in log if line.strip() and line.strip() not in message)
     text = message + "".join(f"\n  log: {line}" for line in reasons)
     error = SplitError.from_message(text) if cls is SplitError else cls(text)
