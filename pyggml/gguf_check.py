@@ -144,16 +144,17 @@ class GGUFInfo:
         return next((t for t in self.tensors if t.name == name), None)
 
 
-def check_gguf(path: str | os.PathLike[str], *, model: bool = True) -> GGUFInfo:
+def check_gguf(path: str | os.PathLike[str], *, model: bool = True, whole: bool = True) -> GGUFInfo:
     """Reads and checks the header of a GGUF file; for the first file of a split model, of all its files.
 
     Raises `ModelNotFoundError` when there is no such file, and `FileFormatError` for everything that is wrong with it.
-    With ``model=False`` only the format is checked, not whether llama.cpp can take it for a model.
+    With ``model=False`` only the format is checked, not whether llama.cpp can take it for a model. With ``whole=False``
+    the tensors may lie beyond the end of the file: its header is enough for a plan.
     """
     if not os.fspath(path):
         raise ModelNotFoundError("no file: the path is empty")
-    first = _read_file(Path(os.fspath(path)))
-    info = _join_splits(first)
+    first = _read_file(Path(os.fspath(path)), whole)
+    info = _join_splits(first, whole)
     if model:
         from .gguf_rules import check_model
 
@@ -161,7 +162,7 @@ def check_gguf(path: str | os.PathLike[str], *, model: bool = True) -> GGUFInfo:
     return info
 
 
-def _read_file(path: Path) -> GGUFInfo:
+def _read_file(path: Path, whole: bool) -> GGUFInfo:
     try:
         status = os.stat(path)
         if stat.S_ISDIR(status.st_mode):
@@ -169,7 +170,7 @@ def _read_file(path: Path) -> GGUFInfo:
         if not stat.S_ISREG(status.st_mode):
             raise FileFormatError(f"{path}: is not a regular file, expected a GGUF file")
         with open(path, "rb", buffering=0) as file:
-            return _Reader(path, file, os.fstat(file.fileno()).st_size).read()
+            return _Reader(path, file, os.fstat(file.fileno()).st_size, whole).read()
     except (FileNotFoundError, NotADirectoryError):
         raise ModelNotFoundError(f"{path}: no such file") from None
     except OSError as e:
@@ -183,8 +184,8 @@ def _read_file(path: Path) -> GGUFInfo:
 class _Reader:
     """One pass over the header of one file."""
 
-    def __init__(self, path: Path, file: Any, size: int) -> None:
-        self.path, self.file, self.size = path, file, size
+    def __init__(self, path: Path, file: Any, size: int, whole: bool) -> None:
+        self.path, self.file, self.size, self.whole = path, file, size, whole
         self.pos = 0
         self.window = b""
         self.start = 0  # of the window, in the file
@@ -382,7 +383,7 @@ class _Reader:
             found.append(GGUFTensor(name, ne, dtype, self.path, offset, nbytes))
         data = _pad(self.pos, alignment)
         for t in found:
-            if data + t.offset + t.nbytes > self.size:
+            if self.whole and data + t.offset + t.nbytes > self.size:
                 raise TruncatedFileError(
                     f"{self.path}: tensor {t.name!r} ends at byte {data + t.offset + t.nbytes}: found a file of {self.size} "
                     "bytes; it may be truncated: fetch it again",
@@ -421,7 +422,7 @@ def _pad(n: int, alignment: int) -> int:
     return (n + alignment - 1) // alignment * alignment
 
 
-def _join_splits(first: GGUFInfo) -> GGUFInfo:
+def _join_splits(first: GGUFInfo, whole: bool) -> GGUFInfo:
     """The whole of a split model, from its first file."""
     path = first.paths[0]
     count = _split_number(first, "split.count")
@@ -437,7 +438,7 @@ def _join_splits(first: GGUFInfo) -> GGUFInfo:
     siblings = [path.with_name(f"{name['prefix']}-{i + 1:05d}-of-{count:05d}.gguf") for i in range(count)]
     if number != 0:
         raise FileFormatError(f"{path}: is file {number + 1} of a split model, expected the first: {siblings[0]}")
-    parts = [first, *_other_splits(siblings)]
+    parts = [first, *_other_splits(siblings, whole)]
     tensors = tuple(t for part in parts for t in part.tensors)
     names: dict[str, Path] = {}
     for t in tensors:
@@ -458,10 +459,10 @@ def _join_splits(first: GGUFInfo) -> GGUFInfo:
     )
 
 
-def _other_splits(siblings: list[Path]) -> Iterator[GGUFInfo]:
+def _other_splits(siblings: list[Path], whole: bool) -> Iterator[GGUFInfo]:
     for i, path in enumerate(siblings[1:], start=1):
         try:
-            part = _read_file(path)
+            part = _read_file(path, whole)
         except ModelNotFoundError:
             raise ModelNotFoundError(f"{path}: no such file; it is part {i + 1} of {siblings[0]}") from None
         number = _split_number(part, "split.no")

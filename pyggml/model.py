@@ -284,9 +284,9 @@ def plan_model(
         for one in stand_ins:
             if one not in devices:
                 stack.callback(one.release)
-        full = stack.enter_context(_whole(path))
-        info = check_gguf(full)
+        info = check_gguf(path, whole=False)
         _check_arch(info, options)
+        full = stack.enter_context(_whole(info))
         lib.pgg_plan_mode_begin()
         stack.callback(lib.pgg_plan_mode_end)
         loaded = _Loaded(full, stand_ins, (*rules, *own), options, None)
@@ -335,24 +335,27 @@ def _check_arch(info: GGUFInfo, options: ModelOptions) -> None:
 
 
 @contextlib.contextmanager
-def _whole(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """The file, or where it ends before its tensors do, a sparse copy of its header in full length."""
-    source = Path(path)
-    try:
-        check_gguf(source)
-    except Error as error:
-        length = getattr(error, "whole_size", None)
-        header = getattr(error, "header_size", None)
-        if length is None or header is None:
-            raise
-        with tempfile.TemporaryDirectory(prefix="pyggml-") as folder:
-            copy = Path(folder) / source.name
-            with source.open("rb") as read, copy.open("wb") as write:
-                write.write(read.read(header))
-                write.truncate(length)
-            yield copy
+def _whole(info: GGUFInfo) -> Iterator[Path]:
+    """The file, or where it (or a part of it) ends before its tensors do, a sparse copy of its header in full length."""
+    begin: dict[Path, int] = {}
+    end: dict[Path, int] = {}
+    for t in info.tensors:
+        begin[t.path] = min(begin.get(t.path, t.offset), t.offset)
+        end[t.path] = max(end.get(t.path, 0), t.offset + t.nbytes)
+    short = {path for path in end if path.stat().st_size < end[path]}
+    if not short:
+        yield info.path
         return
-    yield source
+    with tempfile.TemporaryDirectory(prefix="pyggml-") as folder:
+        for path in info.paths:
+            copy = Path(folder) / path.name
+            if path not in short:
+                copy.symlink_to(path.resolve())
+                continue
+            with path.open("rb") as read, copy.open("wb") as write:
+                write.write(read.read(begin[path]))
+                write.truncate(end[path])
+        yield Path(folder) / info.path.name
 
 
 class _Loaded:

@@ -60,11 +60,11 @@ def test_outside_of_a_plan_buffers_are_real_and_counted() -> None:
         pass
     buft = cpu_buffer_type()
     total = lib.pgg_buft_allocated_total(buft)
-    buffer = lib.ggml_backend_buft_alloc_buffer(buft, 16 * MIB)
-    assert lib.pgg_buft_allocated_total(buft) == total + 16 * MIB
+    buffer = lib.ggml_backend_buft_alloc_buffer(buft, 64 * MIB)
+    assert lib.pgg_buft_allocated_total(buft) == total + 64 * MIB
     before = memory_mib("VmRSS")
     lib.ggml_backend_buffer_clear(buffer, 1)
-    assert memory_mib("VmRSS") - before > 12
+    assert memory_mib("VmRSS") - before > 48
     lib.ggml_backend_buffer_free(buffer)
     assert lib.pgg_plan_host_bytes() == 0
 
