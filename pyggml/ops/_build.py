@@ -22,7 +22,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .._ffi import ffi, lib
-from ..dtype import DType, as_dtype
+from ..dtype import DTYPES, DType, as_dtype
 from ..errors import ArgumentError, DTypeError, Error, GGMLAbort, OutOfMemoryError, ShapeError
 from ..tensor import Tensor
 from ._left_out import SPELLED
@@ -45,6 +45,9 @@ __all__ = [
 ]
 
 FLOATS = ("f32", "f16", "bf16")
+# what a matrix product takes as weights; q8_1 and q8_K only exist inside of one
+WEIGHTS = FLOATS + tuple(d.name for d in DTYPES.values() if d.is_quantized and d.name not in ("q8_1", "q8_K"))
+_GROUPS = {"float": FLOATS, "weight": WEIGHTS}
 _MAX_SIZE = 2**48  # elements along an axis: beyond it sizes in bytes could overflow in ggml's own arithmetic
 
 
@@ -121,7 +124,7 @@ def expect(
 # --- tensors
 
 _SPEC = re.compile(
-    r"(?:(?P<types>[a-z0-9|]+)\s+)??(?:(?P<layout>contiguous|contiguous_1|rows)\s+)?\[(?P<axes>[^\]]*)\]"
+    r"(?:(?P<types>[A-Za-z0-9_|]+)\s+)??(?:(?P<layout>contiguous|contiguous_1|rows)\s+)?\[(?P<axes>[^\]]*)\]"
 )
 
 _LAYOUTS: dict[str, tuple[str, str]] = {
@@ -137,7 +140,7 @@ def _parse(spec: str) -> tuple[tuple[str, ...], str | None, tuple[str, ...], boo
     if match is None:
         raise ValueError(f"no description of a tensor: {spec!r}")
     types = match["types"] or ""
-    names = FLOATS if types == "float" else tuple(types.split("|")) if types else ()
+    names = tuple(dict.fromkeys(name for group in types.split("|") if group for name in _GROUPS.get(group, (group,))))
     axes = tuple(a.strip() for a in match["axes"].split(",") if a.strip())
     is_open = axes[-1:] == ("...",)
     return names, match["layout"], axes[:-1] if is_open else axes, is_open
@@ -168,7 +171,7 @@ def require(op: str, *, hint: str | Callable[[], str] = "", **tensors: tuple[Any
         tensor, spec = pair
         types, layout, axes, is_open = _parse(spec)
         if types and tensor.dtype.name not in types:
-            wanted = " or ".join(types)
+            wanted = "a floating-point or quantized format" if types == WEIGHTS else " or ".join(types)
             fail(op, f"{name} must be {wanted}, it is {tensor.dtype}", given, error=DTypeError,
                  hint=f"Did you mean {name}.cast({types[0]!r})?" if _castable(tensor.dtype, types[0]) else "")  # fmt: skip
         ne = tensor.ne

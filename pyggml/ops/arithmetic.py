@@ -33,8 +33,11 @@ def _binary(op: str, a: Tensor, b: Tensor, graph: Graph | None, inplace: bool) -
             else ""
         )
 
-    types = "" if a.dtype.is_quantized and op == "add" else "float "
-    require(op, b=(b, "float [P, Q, R, S]"), a=(a, types + "[P*, Q*, R*, S*]"), hint=hint)
+    require(
+        op, b=(b, "float [P, Q, R, S]"), a=(a, ("weight" if op == "add" else "float") + " [P*, Q*, R*, S*]"), hint=hint
+    )
+    same = "" if a.dtype.is_quantized else f"|{a.dtype}"
+    require(op, a=(a, "[...]"), b=(b, f"f32{same} [...]"))
     return build(op, graph, inplace=inplace, a=a, b=b)
 
 
@@ -43,14 +46,14 @@ def add(a: Tensor, b: Tensor, *, inplace: bool = False, graph: Graph | None = No
 
     Args:
         a: ``[P, Q, R, S]``, f32, f16, bf16 or quantized.
-        b: each axis of ``a`` is a multiple of that of ``b``, which is repeated (a bias ``[P]``, say).
+        b: f32 or ``a``'s format; each axis of ``a`` is a multiple of that of ``b``, which is repeated (a bias ``[P]``, say).
 
     Returns:
         ``a``'s shape and format.
 
     Raises:
         ShapeError: ``b`` cannot be repeated to ``a``'s shape.
-        DTypeError: one of them holds integers, or ``b`` is quantized.
+        DTypeError: one of them holds integers, or ``b`` is neither f32 nor of ``a``'s format.
     """
     return _binary("add", a, b, graph, inplace)
 
@@ -75,14 +78,14 @@ def add_cast(a: Tensor, b: Tensor, type: DTypeLike, *, graph: Graph | None = Non
 
     Args:
         a: ``[P, Q, R, S]``, quantized, f16 or bf16.
-        b: ``[P, Q', R', S']``: axis 0 equal, the others repeated as for `add`.
+        b: f32 ``[P, Q', R', S']``: axis 0 equal, the others repeated as for `add`.
 
     Raises:
         ShapeError: ``b`` does not fit.
         DTypeError: ``a`` is f32 or holds integers.
     """
     types = "" if getattr(getattr(a, "dtype", None), "is_quantized", False) else "f16|bf16 "
-    require("add_cast", b=(b, "float [P, Q, R, S]"), a=(a, types + "[P, Q*, R*, S*]"))
+    require("add_cast", b=(b, "f32 [P, Q, R, S]"), a=(a, types + "[P, Q*, R*, S*]"))
     return build("add_cast", graph, a=a, b=b, type=type)
 
 

@@ -256,7 +256,7 @@ def flash_attn_ext(
         f32 ``[E, H, T, S]``: heads and tokens are exchanged.
     """
     require(
-        "flash_attn_ext", q=(q, "f32 rows [D, T, H, S]"), k=(k, "rows [D, N, H/, S]"), v=(v, "rows [_, N, H/, S]"),
+        "flash_attn_ext", q=(q, "f32 rows [D, T, H, S]"), k=(k, "weight rows [D, N, H/, S]"), v=(v, "weight rows [_, N, H/, S]"),
         mask=opt(mask, "f16 contiguous [_, _, H/, S/]"), sinks=opt(sinks, "f32 contiguous [H]"),
     )  # fmt: skip
     if mask is not None:
@@ -300,7 +300,7 @@ def lightning_indexer(q: Tensor, k: Tensor, weights: Tensor, mask: Tensor, *, gr
         f32 ``[N, T, 1, S]``.
     """
     require(
-        "lightning_indexer", q=(q, "f32 rows [D, H, T, S]"), k=(k, "rows [D, 1, N, S]"),
+        "lightning_indexer", q=(q, "f32 rows [D, H, T, S]"), k=(k, "weight rows [D, 1, N, S]"),
         weights=(weights, "f32 rows [H, T, 1, S]"), mask=(mask, "f16 rows [N, T, 1, S/]"),
     )  # fmt: skip
     return build("lightning_indexer", graph, q=q, k=k, weights=weights, mask=mask)

@@ -68,6 +68,10 @@ def im2col(
         f"dst_type must be f16 or f32, got {dst_type}",
         error=DTypeError,
     )
+    expect(
+        b.dtype.name == "f32" or as_dtype(dst_type).name == "f16", "im2col",
+        "dst_type f32 needs b in f32", {"b": b}, error=DTypeError,
+    )  # fmt: skip
     return build("im2col", graph, a=a, b=b, s0=s0, s1=s1, p0=p0, p1=p1, d0=d0, d1=d1, is_2D=is_2D, dst_type=dst_type)
 
 

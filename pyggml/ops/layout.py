@@ -212,14 +212,14 @@ def concat(a: Tensor, b: Tensor, dim: int, *, graph: Graph | None = None) -> Ten
 
 
 def repeat(a: Tensor, b: Tensor, *, graph: Graph | None = None) -> Tensor:
-    """``a``, repeated to the shape of ``b`` (whose axes are multiples of ``a``'s). Returns ``a``'s format."""
-    require("repeat", a=(a, "[P, Q, R, S]"), b=(b, "[P*, Q*, R*, S*]"))
+    """``a`` (f32, f16, bf16, i32 or i16), repeated to the shape of ``b``, whose axes are multiples. Returns ``a``'s format."""
+    require("repeat", a=(a, "float|i32|i16 [P, Q, R, S]"), b=(b, "[P*, Q*, R*, S*]"))
     return build("repeat", graph, a=a, b=b)
 
 
 def repeat_4d(a: Tensor, ne0: int, ne1: int = 1, ne2: int = 1, ne3: int = 1, *, graph: Graph | None = None) -> Tensor:
     """``a``, repeated to the shape ``[ne0, ne1, ne2, ne3]``, multiples of ``a``'s."""
-    require("repeat_4d", a=(a, "[...]"))
+    require("repeat_4d", a=(a, "float|i32|i16 [...]"))
     ne = check_ne("repeat_4d", (ne0, ne1, ne2, ne3), a.dtype, {"a": a})
     for axis, (want, have) in enumerate(zip(ne, a.ne, strict=True)):
         expect(want == have or (have > 0 and want % have == 0), "repeat_4d",
@@ -234,13 +234,13 @@ def get_rows(a: Tensor, b: Tensor, *, graph: Graph | None = None) -> Tensor:
     """The rows of ``a`` whose numbers are in ``b``.
 
     Args:
-        a: ``[N, R, B, C]``, any format.
+        a: ``[N, R, B, C]``, f32, f16, bf16, quantized or i32.
         b: i32 ``[n, B, C]``, each 0 to R - 1.
 
     Returns:
         f32 ``[N, n, B, C]`` (i32 when ``a`` is).
     """
-    require("get_rows", a=(a, "rows [_, _, B, C]"), b=(b, "i32 [_, B, C]"))
+    require("get_rows", a=(a, "weight|i32 rows [_, _, B, C]"), b=(b, "i32 [_, B, C]"))
     return build("get_rows", graph, a=a, b=b)
 
 
@@ -252,7 +252,9 @@ def set_rows(a: Tensor, b: Tensor, c: Tensor, *, graph: Graph | None = None) -> 
         b: f32 or f16 ``[N, n, B, C]``.
         c: i64 or i32 ``[n, B/, C/]`` (repeated), each 0 to R - 1, none twice.
     """
-    require("set_rows", a=(a, "rows [N, _, B, C]"), b=(b, "f32|f16 rows [N, M, B, C]"), c=(c, "i64|i32 [M, B/, C/]"))
+    require(
+        "set_rows", a=(a, "weight rows [N, _, B, C]"), b=(b, "f32|f16 rows [N, M, B, C]"), c=(c, "i64|i32 [M, B/, C/]")
+    )
     return build("set_rows", graph, a=a, b=b, c=c)
 
 

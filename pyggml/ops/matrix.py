@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from ..errors import UnsupportedError
+from ..errors import ArgumentError, UnsupportedError
 from ..tensor import Tensor
 from ._build import build, call, enum_value, expect, require
 
@@ -25,7 +25,7 @@ def mul_mat(a: Tensor, b: Tensor, *, prec: Precision | None = None, graph: Graph
     ``y = w @ x`` with a weight ``w`` ``[n_in, n_out]`` and activations ``x`` ``[n_in, n_tokens]``.
 
     Args:
-        a: ``[K, M, B, C]``, any format; usually the weight.
+        a: ``[K, M, B, C]``, f32, f16, bf16 or quantized; usually the weight.
         b: ``[K, N, B*, C*]``, f32 (f16 or bf16 where the device takes it); ``a`` is repeated along axes 2 and 3.
         prec: the least precision of the accumulator, as with `prec_set_acc`.
 
@@ -49,7 +49,7 @@ def mul_mat(a: Tensor, b: Tensor, *, prec: Precision | None = None, graph: Graph
             else ""
         )
 
-    require("mul_mat", a=(a, "rows [K, _, B, C]"), b=(b, "rows [K, _, B*, C*]"), hint=hint)
+    require("mul_mat", a=(a, "weight rows [K, _, B, C]"), b=(b, "float rows [K, _, B*, C*]"), hint=hint)
     result = build("mul_mat", graph, a=a, b=b)
     return result if prec is None else prec_set_acc(result, prec)
 
@@ -60,7 +60,7 @@ def mul_mat_id(
     """For each token the products with the matrices of the experts chosen for it.
 
     Args:
-        experts: ``[K, M, n_expert]``, any format (``as`` in ggml).
+        experts: ``[K, M, n_expert]``, f32, f16, bf16 or quantized (``as`` in ggml).
         b: f32 ``[K, U, T]``, or ``[K, 1, T]`` when the experts of a token see the same row (1 is repeated to U).
         ids: i32 ``[U, T]``, the numbers of the experts of each token.
         prec: the least precision of the accumulator, as with `prec_set_acc`.
@@ -68,7 +68,9 @@ def mul_mat_id(
     Returns:
         f32 ``[M, U, T]``.
     """
-    require("mul_mat_id", experts=(experts, "rows [K, _, _]"), b=(b, "rows [K, U, T]"), ids=(ids, "i32 [U*, T]"))
+    require(
+        "mul_mat_id", experts=(experts, "weight rows [K, _, _]"), b=(b, "f32 rows [K, U, T]"), ids=(ids, "i32 [U*, T]")
+    )
     result = build("mul_mat_id", graph, experts=experts, b=b, ids=ids)
     return result if prec is None else prec_set_acc(result, prec)
 
@@ -92,13 +94,29 @@ def prec_set_src(a: Tensor, prec: Precision, idx: int = 1, *, graph: Graph | Non
 
 
 def mul_mat_set_hint(a: Tensor, hint: Literal["none", "src0_is_hadamard"], *, graph: Graph | None = None) -> Tensor:
-    """Tells the device something about the sources of a `mul_mat` node that may make it faster; returns the node."""
-    call(
+    """Tells the device something about the sources of a `mul_mat` node that may make it faster; returns the node.
+
+    Args:
+        hint: ``"src0_is_hadamard"``: source 0 is a Hadamard matrix divided by the root of its size, as which it is
+            then not read: a square whose size is a power of two.
+
+    Raises:
+        ArgumentError: ``a`` is no `mul_mat` node. ShapeError: source 0 cannot be a Hadamard matrix.
+    """
+    require("mul_mat_set_hint", a=(a, "[...]"))
+    expect(
+        a.op == "MUL_MAT",
         "mul_mat_set_hint",
-        "ggml_mul_mat_set_hint",
-        a,
-        hint=enum_value("mul_mat_set_hint", "hint", hint, "enum ggml_op_hint"),
+        f"a must be the node of a mul_mat, it is {a.op}",
+        {"a": a},
+        error=ArgumentError,
     )
+    value = enum_value("mul_mat_set_hint", "hint", hint, "enum ggml_op_hint")
+    if hint == "src0_is_hadamard":
+        n, m = (int(a.ptr.src[0].ne[axis]) for axis in (0, 1))
+        expect(n == m and n & (n - 1) == 0, "mul_mat_set_hint",
+               f"source 0 is [{n}, {m}]; a Hadamard matrix is a square whose size is a power of two", {"a": a})  # fmt: skip
+    call("mul_mat_set_hint", "ggml_mul_mat_set_hint", a, hint=value)
     return a
 
 
@@ -112,7 +130,7 @@ def out_prod(a: Tensor, b: Tensor, *, graph: Graph | None = None) -> Tensor:
     Returns:
         f32 ``[M, N, B*, C*]``.
     """
-    require("out_prod", a=(a, "rows [_, K, B, C]"), b=(b, "f32 [_, K, B*, C*]"))
+    require("out_prod", a=(a, "weight rows [_, K, B, C]"), b=(b, "f32 [_, K, B*, C*]"))
     return build("out_prod", graph, a=a, b=b)
 
 
