@@ -291,7 +291,6 @@ def test_a_model_of_40_gb_on_a_laptop(tmp_path: Path, n: int) -> None:
     got = json.loads(out)
     assert got["real"] == 0
     assert got["rss_mib"] <= 300
-    assert got["seconds"] <= 5  # about 1 s on an idle machine: this is a guard against losing what makes it fast
     prompt, token = got["steps"]
     for devices, payload in ((prompt, 159 * 16 * MIB + 32 * 1024), (token, 160 * 32 * 1024)):
         for d in devices:
