@@ -610,7 +610,7 @@ case("add_rel_pos", normal(2, 6, 16), normal(2, 3, 2, 4, seed=1), normal(2, 3, 2
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_value(case: Case) -> None:
     want = np.asarray(case.reference(*(a.astype(np.float64) if a.dtype.kind == "f" else a for a in case.arrays)))
-    got = compute(case.build, case.arrays)
+    got = compute(case.build, case.arrays, threads=2)
     assert got.size == want.size
     assert tuple(n for n in got.shape if n != 1) == tuple(n for n in want.shape if n != 1)
     assert error(got.reshape(want.shape), want) <= case.nmse
