@@ -101,7 +101,7 @@ def duration(taken: Sequence[float]) -> str:
 
 
 def show(rows: Sequence[Row], as_json: bool) -> None:
-    """Prints the rows: as a table of rich when it is there."""
+    """Prints the rows: on a terminal as a table of rich, when it is there."""
     if as_json:
         print(json.dumps([asdict(row) for row in rows]))
         return
@@ -109,6 +109,9 @@ def show(rows: Sequence[Row], as_json: bool) -> None:
         from rich.console import Console
         from rich.table import Table
     except ImportError:
+        print(markdown(rows))
+        return
+    if not Console().is_terminal:
         print(markdown(rows))
         return
     table = Table(*COLUMNS)
