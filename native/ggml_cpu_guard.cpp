@@ -3,6 +3,7 @@
 #include "ggml_cpu_guard.h"
 #include "guard.h"
 
+#include "ggml-cpu.h"
 #include "ggml-impl.h"
 
 #include <atomic>
@@ -113,6 +114,35 @@ void check_indices(const ggml_tensor * node) {
     }
 }
 
+[[noreturn]] void no_conversion(const ggml_tensor * node, const ggml_tensor * t) {
+    char text[256];
+    snprintf(text, sizeof(text), "the CPU has no %s for '%s', which is %s", ggml_op_desc(node), t->name, ggml_type_name(t->type));
+    throw pgg::error(PGG_ERROR_ARGUMENT, text);
+}
+
+// The kernels that call a function of a format without a look whether the format has one; supports_op says yes to them.
+void check_types(const ggml_tensor * node) {
+    switch (node->op) {
+        case GGML_OP_SET_ROWS:
+            if (ggml_get_type_traits_cpu(node->type)->from_float == nullptr) {
+                no_conversion(node, node);
+            }
+            break;
+        case GGML_OP_MUL_MAT:
+        case GGML_OP_MUL_MAT_ID:
+            if (ggml_get_type_traits_cpu(node->src[0]->type)->vec_dot == nullptr) {
+                no_conversion(node, node->src[0]);
+            }
+            break;
+        case GGML_OP_FLASH_ATTN_EXT:
+            if (ggml_get_type_traits_cpu(node->src[1]->type)->vec_dot == nullptr) {
+                no_conversion(node, node->src[1]);
+            }
+            break;
+        default: break;
+    }
+}
+
 } // namespace
 
 extern "C" bool pgg_cpu_run(pgg_cpu_kernel_t kernel, ggml_compute_params * params, ggml_tensor * node, ggml_tensor * second,
@@ -121,6 +151,7 @@ extern "C" bool pgg_cpu_run(pgg_cpu_kernel_t kernel, ggml_compute_params * param
     try {
         if (!ggml_is_empty(node)) {
             check_indices(node);
+            check_types(node);
         }
         kernel(params, node, second);
         return true;

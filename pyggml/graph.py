@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from contextvars import ContextVar, Token
 from typing import Any
@@ -18,7 +19,7 @@ from .dtype import DTypeLike, as_dtype
 from .errors import ArgumentError, DeviceError, OutOfMemoryError, ShapeError, UnsupportedError
 from .meta import MetaDevice, Target, twins
 from .plan import SplitPlan
-from .tensor import Tensor, as_bytes, read_tensor
+from .tensor import MAX_ELEMENTS, Tensor, as_bytes, read_tensor
 from .weights import Weights
 
 __all__ = ["Graph"]
@@ -106,6 +107,8 @@ class Graph(Handle):
         dims = [int(n) for n in ne]
         if not 1 <= len(dims) <= 4 or any(n < 1 for n in dims):
             raise ShapeError(f"input {name!r} with ne {dims}: 1 to 4 axes of at least one element are possible")
+        if math.prod(dims) > MAX_ELEMENTS:
+            raise ShapeError(f"input {name!r} with ne {dims}: more than 2^48 elements, ggml's own arithmetic would overflow")
         if dims[0] % kind.block_size:
             raise ShapeError(f"input {name!r}: ne[0]={dims[0]} is no multiple of {kind.block_size}, the block of {kind}")
         if name in self._inputs:

@@ -418,8 +418,7 @@ class _Loaded:
         params.flash_attn_type = _FLASH[options.flash_attn]
         params.type_k, params.type_v = as_dtype(options.type_k).type_id, as_dtype(options.type_v).type_id
         params.no_perf = True
-        stop = self._keep(Callback("abort", lambda: False))  # entering Python lets Ctrl-C through
-        params.abort_callback, params.abort_callback_data = stop.function, stop.user_data
+        params.abort_callback = lib.pgg_interrupt_abort
         with self._building():
             self.ctx = lib.llama_init_from_model(self.model, params[0])
         if self.ctx == ffi.NULL:
@@ -530,15 +529,27 @@ def _failure(what: str) -> Error:
     return ModelError(text)
 
 
+_PROBE = """
+import sys
+try:
+    import pyggml
+    pyggml.Model(sys.argv[1], n_ctx=int(sys.argv[2]), n_batch=32).close()
+except Exception as error:
+    print(f"{type(error).__name__}: {error}")
+    sys.exit(1)
+"""
+_PROBE_SECONDS = 600
+
+
 def _probe(path: Path, devices: Sequence[Device], options: ModelOptions) -> None:
     """Loads the model on the CPU of a child process, which may die of it."""
-    code = "import sys, pyggml; pyggml.Model(sys.argv[1], n_ctx=int(sys.argv[2]), n_batch=32).close()"
-    done = subprocess.run(
-        [sys.executable, "-c", code, os.fspath(path), str(min(options.n_ctx, 64))], capture_output=True, text=True, timeout=600, check=False
-    )
+    command = [sys.executable, "-c", _PROBE, os.fspath(path), str(min(options.n_ctx, 64))]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_PROBE_SECONDS, check=False, env=environment)
+    except subprocess.TimeoutExpired:
+        raise ModelError(f"{path}: a trial load in a child process did not end within {_PROBE_SECONDS} s") from None
     if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        said = done.stdout.strip() or (done.stderr.strip().splitlines() or ["no message"])[-1]
         how = f"died of signal {-done.returncode}" if done.returncode < 0 else "failed"
-        raise ModelError(f"{path}: a trial load in a child process {how}: {last}")
-
-
+        raise ModelError(f"{path}: a trial load in a child process {how}: {said}")

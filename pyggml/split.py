@@ -221,6 +221,10 @@ def resolve(split: Split | SplitState, tensor: TensorInfo, n_devices: int, granu
             repair=repair,
         )
 
+    if isinstance(split.axis, int) and tensor.ne[split.axis] == 1 and n_devices > 1:
+        # ggml would give an empty slice strides as if it had a row
+        other = next((f"S{axis}, or M" for axis in range(4) if tensor.ne[axis] > 1), "M")
+        raise refuse(f"axis {split.axis} has one element, which cannot be spread over {n_devices} devices", other)
     if isinstance(split, SplitState):
         if split.segments and len(split.segments[0].ne) != n_devices:
             raise refuse(f"it has shares for {len(split.segments[0].ne)} devices, there are {n_devices}", f"{n_devices} entries a segment")

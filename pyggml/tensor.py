@@ -22,6 +22,7 @@ else:
 __all__ = ["Slice", "Tensor", "as_bytes"]
 
 _FLOAT32 = np.dtype(np.float32)
+MAX_ELEMENTS = 1 << 48  # of one tensor: beyond it sizes in bytes could overflow in ggml's own arithmetic
 
 
 class Tensor(TensorMethods):

@@ -17,7 +17,7 @@ from ._handle import Handle
 from .dtype import DType, QuantizedArray, as_dtype
 from .errors import ArgumentError, DTypeError, OutOfMemoryError, ShapeError
 from .meta import MetaDevice, Target
-from .tensor import Tensor, as_bytes
+from .tensor import MAX_ELEMENTS, Tensor, as_bytes
 
 __all__ = ["Weights"]
 
@@ -118,8 +118,8 @@ class Weights(Handle, Mapping[str, Tensor]):
             for name, (dtype, ne) in shapes.items():
                 if len(name.encode()) > _MAX_NAME:
                     raise ArgumentError(f"the name {name!r} has {len(name.encode())} bytes; ggml takes {_MAX_NAME}")
-                if len(ne) > 4 or any(n < 1 for n in ne) or math.prod(ne) > 1 << 62:
-                    raise ShapeError(f"{name!r} has ne {list(ne)}: 1 to 4 axes of at least one element are possible")
+                if len(ne) > 4 or any(n < 1 for n in ne) or math.prod(ne) > MAX_ELEMENTS:
+                    raise ShapeError(f"{name!r} has ne {list(ne)}: 1 to 4 axes of at least one element, 2^48 in all, are possible")
                 ptr = lib.ggml_new_tensor(ctx, dtype.type_id, len(ne), list(ne))
                 lib.ggml_set_name(ptr, name.encode())
                 self._tensors[name] = Tensor(self, ptr)
