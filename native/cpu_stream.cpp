@@ -339,12 +339,19 @@ failure_ptr take_failure(stream & s) {
 
 namespace {
 
+// Somebody who waits was interrupted (Ctrl-C): what is queued on any device ends early. The next graph clears it.
+std::atomic<bool> interrupted{false};
+
 void synchronize(ggml_backend_t backend) {
     stream & s = stream_of(backend);
     if (!usable_or_report(s.dev)) {
         return;
     }
-    s.dev.queue.wait(s.last_ticket.load());
+    s.dev.queue.wait(s.last_ticket.load(), [] {
+        if (pgg_interrupt_poll()) {
+            interrupted.store(true);
+        }
+    });
     if (failure_ptr f = take_failure(s)) {
         report(f->kind, f->message);
     }
@@ -352,7 +359,7 @@ void synchronize(ggml_backend_t backend) {
 
 bool should_stop(void * data) {
     stream & s = *(stream *) data;
-    if (closing.load(std::memory_order_relaxed)) {
+    if (closing.load(std::memory_order_relaxed) || interrupted.load(std::memory_order_relaxed)) {
         return true;
     }
     ggml_abort_callback callback = s.abort_callback.load(std::memory_order_relaxed);
@@ -383,6 +390,9 @@ void compute(stream & s, graph_copy & copy) {
     device & d = s.dev;
     ggml_backend_t cpu = cpu_of(d);
     ggml_backend_cpu_set_abort_callback(cpu, should_stop, &s);
+    if (interrupted.load(std::memory_order_relaxed)) {
+        throw error(PGG_ERROR_CALLBACK, "the computation was interrupted");
+    }
 
     const auto t0 = std::chrono::steady_clock::now();
     const ggml_status status = ggml_backend_graph_compute(cpu, copy.get());
@@ -439,6 +449,7 @@ ggml_status graph_compute(ggml_backend_t backend, ggml_cgraph * cgraph) {
     if (cgraph->n_nodes == 0) {
         return GGML_STATUS_SUCCESS;
     }
+    interrupted.store(false);
     std::unique_ptr<graph_copy> copy = spare_copy(s.dev);
     copy->assign(cgraph);
     enqueue(s, [&s, copy = std::move(copy)]() mutable {

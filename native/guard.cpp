@@ -368,3 +368,35 @@ void keep_current_exception() noexcept {
 }
 
 } // namespace pgg
+
+//
+// interrupts
+//
+
+static std::atomic<ggml_abort_callback> interrupt_callback{nullptr};
+static std::atomic<void *>              interrupt_data{nullptr};
+
+void pgg_interrupt_install(ggml_abort_callback callback, void * user_data) {
+    interrupt_callback.store(nullptr);
+    interrupt_data.store(user_data);
+    interrupt_callback.store(callback);
+}
+
+bool pgg_interrupt_poll(void) {
+    const ggml_abort_callback callback = interrupt_callback.load();
+    if (pgg_guard_depth() == 0 || callback == nullptr) {
+        return false;
+    }
+    // once the exception is kept, the answer stays yes until it has been raised
+    return pgg_error_pending() == PGG_ERROR_CALLBACK || callback(interrupt_data.load());
+}
+
+bool pgg_interrupt_abort(void *) {
+    static thread_local std::chrono::steady_clock::time_point next{};
+    const auto now = std::chrono::steady_clock::now();
+    if (now < next) {
+        return false;
+    }
+    next = now + std::chrono::milliseconds(50);
+    return pgg_interrupt_poll();
+}

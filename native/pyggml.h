@@ -61,6 +61,13 @@ PGG_API void         pgg_log_install(pgg_log_sink_t sink, void * user_data);
 PGG_API int          pgg_log_waiting(void);
 PGG_API const char * pgg_log_take(int min_level);
 
+// Ctrl-C: long waits of ours, and graphs on the plain CPU device, ask this callback every 50 ms on the waiting thread;
+// true ends what is being computed. Inside a guard only.
+PGG_API void pgg_interrupt_install(ggml_abort_callback callback, void * user_data);
+PGG_API bool pgg_interrupt_poll(void);
+// for ggml_backend_cpu_set_abort_callback and llama_context_params.abort_callback
+PGG_API bool pgg_interrupt_abort(void * unused);
+
 //
 // memory.cpp (in guard.cpp's library): bytes by buffer type, counted where buffers are allocated
 //

@@ -138,6 +138,16 @@ public:
         return ticket;
     }
 
+    // While it takes long, `poll` is called every 50 ms.
+    template <class F> void wait(uint64_t ticket, F && poll) {
+        while (done.get() < ticket && !on_its_thread()) {
+            const auto deadline = std::chrono::steady_clock::now() + std::chrono::milliseconds(50);
+            if (done.wait_until(ticket, &deadline)) {
+                return;
+            }
+            poll();
+        }
+    }
     void wait(uint64_t ticket) {
         if (done.get() < ticket && !on_its_thread()) {
             done.wait(ticket);

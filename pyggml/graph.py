@@ -71,6 +71,7 @@ class Graph(Handle):
             self._state.backend = non_null(lib.ggml_backend_dev_init(dev, ffi.NULL), f"device {device.name} cannot be started", DeviceError)
             if isinstance(device, Device) and device.type == "cpu":
                 lib.ggml_backend_cpu_set_n_threads(self._state.backend, threads or default_threads())
+                lib.ggml_backend_cpu_set_abort_callback(self._state.backend, lib.pgg_interrupt_abort, ffi.NULL)
         except BaseException:
             self.close()
             raise

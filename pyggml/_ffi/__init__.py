@@ -32,3 +32,9 @@ __all__ = ["ffi", "lib", "non_null", "reason"]
 
 lib.pgg_guard_install()
 _logging.install()
+
+# Ctrl-C while native code runs or waits: on the main thread, entering Python is what lets the signal through.
+from .callbacks import Callback  # noqa: E402
+
+_interrupt = Callback("abort", lambda: False)
+lib.pgg_interrupt_install(_interrupt.function, _interrupt.user_data)

@@ -113,6 +113,15 @@ def _set_tensor(tensor: Any, user_data: Any) -> None:
     _call(user_data, None, tensor)
 
 
+def _late(_kind: Any, error: BaseException, _trace: Any) -> None:
+    """Ctrl-C can arrive before a callback's first line, outside of its ``try``."""
+    if lib.pgg_guard_python() > 0:
+        check.keep(error)
+
+
+_REFUSALS = {"split_policy": False, "abort": True, "sched_eval": False, "progress": False}
+
 for _kind, _name in Callback.TYPES.items():
     if hasattr(lib, _name):
-        ffi.def_extern(name=_name)(globals()[f"_{_kind}"])
+        refusal = {"error": _REFUSALS[_kind]} if _kind in _REFUSALS else {}
+        ffi.def_extern(name=_name, onerror=_late, **refusal)(globals()[f"_{_kind}"])
