@@ -26,6 +26,7 @@ _INDEXED = {
     lib.GGML_OP_SET_ROWS: (1, 2, 1),
     lib.GGML_OP_MUL_MAT_ID: (2, 0, 2),
     lib.GGML_OP_ADD_ID: (2, 1, 1),
+    lib.GGML_OP_SSM_SCAN: (6, 0, 3),
 }
 _IN_RANGE = {lib.GGML_OP_ARGSORT, lib.GGML_OP_TOP_K, lib.GGML_OP_ARGMAX}
 _LOOKS = {lib.GGML_OP_VIEW, lib.GGML_OP_RESHAPE, lib.GGML_OP_PERMUTE, lib.GGML_OP_TRANSPOSE, lib.GGML_OP_CONT}

@@ -6,7 +6,6 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ import numpy.typing as npt
 from ._ffi import ffi, lib, non_null
 from ._handle import Handle
 from .dtype import DType, QuantizedArray, as_dtype
-from .errors import ArgumentError, DTypeError, OutOfMemoryError, ShapeError
+from .errors import ArgumentError, DTypeError, FileFormatError, OutOfMemoryError, ShapeError
 from .meta import MetaDevice, Target
 from .tensor import MAX_ELEMENTS, Tensor, as_bytes
 
@@ -90,19 +89,28 @@ class Weights(Handle, Mapping[str, Tensor]):
         """
         from .gguf_check import check_gguf
 
-        info = check_gguf(path)
+        info = check_gguf(path, model=False)
         chosen = [t for t in info.tensors if re.search(pattern, t.name)]
         if not chosen:
             some = ", ".join(t.name for t in info.tensors[:5])
             raise ArgumentError(f"{path}: none of {len(info.tensors)} tensors matches {pattern!r}; there are {some}, …")
-        data = np.memmap(Path(path), np.uint8, "r")
-        arrays: dict[str, QuantizedArray | npt.NDArray[Any]] = {}
-        for t in chosen:
-            dtype = as_dtype(t.dtype)
-            raw = data[t.offset : t.offset + t.nbytes]
-            shape = tuple(reversed(t.ne))
-            arrays[t.name] = raw.view(dtype.numpy).reshape(shape) if dtype.numpy is not None else QuantizedArray(dtype, shape, raw)
-        return cls(device, arrays, progress=progress)
+        self = cls.empty(device, {t.name: (as_dtype(t.dtype), t.ne) for t in chosen})
+        try:
+            total = sum(t.nbytes for t in chosen)
+            done = 0
+            for t in chosen:
+                # read, not mapped: a file that shrinks meanwhile is an error then, and no bus error
+                raw = np.fromfile(t.path, np.uint8, t.nbytes, offset=t.offset)
+                if raw.nbytes != t.nbytes:
+                    raise FileFormatError(f"{t.path}: tensor {t.name!r} has {raw.nbytes} bytes left of {t.nbytes}: the file was cut meanwhile")
+                lib.ggml_backend_tensor_set(self._tensors[t.name].ptr, ffi.from_buffer(raw), 0, raw.nbytes)
+                done += raw.nbytes
+                if progress is not None:
+                    progress(done, total)
+        except BaseException:
+            self.close()
+            raise
+        return self
 
     def _place(self, device: Target, shapes: Mapping[str, tuple[DType, tuple[int, ...]]]) -> None:
         if not shapes:
