@@ -21,7 +21,7 @@ from ._handle import Handle
 from .device import MAX_META_DEVICES, Device, default_threads, parse_devices
 from .dtype import DTYPES_BY_ID, DTypeLike, as_dtype
 from .errors import ArgumentError, Error, IndexRangeError, ModelError, OutOfMemoryError, UnsupportedError
-from .gguf_check import GGUFInfo, TruncatedFileError, check_gguf
+from .gguf_check import GGUFInfo, check_gguf
 from .meta import MetaDevice, twins
 from .plan import SplitPlan
 from .split import Decision, Rule, decide, tensor_info, write_state
@@ -335,22 +335,27 @@ def _check_arch(info: GGUFInfo, options: ModelOptions) -> None:
 
 
 @contextlib.contextmanager
-def _whole(path: str | os.PathLike[str]) -> Iterator[tuple[Path, GGUFInfo]]:
-    """The file and its header; where the file ends before its tensors do, a sparse copy of the header in full length."""
-    source = Path(path)
-    try:
-        info = check_gguf(source)
-    except TruncatedFileError as error:
-        if error.whole_size is None or error.header_size is None:
-            raise
-        with tempfile.TemporaryDirectory(prefix="pyggml-") as folder:
-            copy = Path(folder) / source.name
-            with source.open("rb") as read, copy.open("wb") as write:
-                write.write(read.read(error.header_size))
-                write.truncate(error.whole_size)
-            yield copy, check_gguf(copy)
+def _whole(info: GGUFInfo) -> Iterator[Path]:
+    """The file, or where it (or a part of it) ends before its tensors do, a sparse copy of its header in full length."""
+    begin: dict[Path, int] = {}
+    end: dict[Path, int] = {}
+    for t in info.tensors:
+        begin[t.path] = min(begin.get(t.path, t.offset), t.offset)
+        end[t.path] = max(end.get(t.path, 0), t.offset + t.nbytes)
+    short = {path for path in end if path.stat().st_size < end[path]}
+    if not short:
+        yield info.path
         return
-    yield source, info
+    with tempfile.TemporaryDirectory(prefix="pyggml-") as folder:
+        for path in info.paths:
+            copy = Path(folder) / path.name
+            if path not in short:
+                copy.symlink_to(path.resolve())
+                continue
+            with path.open("rb") as read, copy.open("wb") as write:
+                write.write(read.read(begin[path]))
+                write.truncate(end[path])
+        yield Path(folder) / info.path.name
 
 
 class _Loaded:
