@@ -9,6 +9,7 @@ from ._about import __version__
 if TYPE_CHECKING:
     from . import ops as ops
     from ._info import build_info as build_info
+    from .buffer import BufferType as BufferType, host_buffer_type as host_buffer_type
     from .comparison import Comparison as Comparison, ComparisonError as ComparisonError, compare as compare, nmse as nmse
     from .device import Device as Device, cpu as cpu, devices as devices, get_device as get_device, parse_devices as parse_devices
     from .device import rpc as rpc, simulated as simulated, twin as twin, virtual_cpus as virtual_cpus
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 # Names are loaded when they are first used: `import pyggml` costs little, `pyggml --help` less.
 _HOMES = {
     "_info": ("build_info",),
+    "buffer": ("BufferType", "host_buffer_type"),
     "comparison": ("Comparison", "ComparisonError", "compare", "nmse"),
     "device": ("Device", "cpu", "devices", "get_device", "parse_devices", "rpc", "simulated", "twin", "virtual_cpus"),
     "dtype": ("DType", "QuantizedArray", "as_dtype", "dequantize", "quantize"),

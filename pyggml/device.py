@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ._ffi import ffi, lib, non_null
+from .buffer import BufferType
 from .errors import ArgumentError, ClosedError, DeviceError, DeviceNotFoundError
 
 __all__ = [
@@ -109,6 +110,11 @@ class Device:
         free, total = ffi.new("size_t *"), ffi.new("size_t *")
         lib.ggml_backend_dev_memory(self.ptr, free, total)
         return DeviceMemory(int(free[0]), int(total[0]))
+
+    @property
+    def buffer_type(self) -> BufferType:
+        """Where it keeps tensors."""
+        return BufferType(lib.ggml_backend_dev_buffer_type(self.ptr))
 
     @property
     def is_virtual(self) -> bool:
@@ -271,7 +277,7 @@ def rpc(address: str) -> list[Device]:
     """
     if not hasattr(lib, "ggml_backend_rpc_add_server"):
         raise DeviceError("this build has no RPC backend: build with -C cmake.define.PYGGML_RPC=ON")
-    if not re.fullmatch(r"[^\s:]+:\d{1,5}", address):
+    if not re.fullmatch(r"[^\s:]+:\d{1,5}", address) or int(address.rpartition(":")[2]) > 65535:
         raise ArgumentError(f"rpc({address!r}): an address is host:port, such as 127.0.0.1:50052")
     reg = non_null(lib.ggml_backend_rpc_add_server(address.encode()), f"the RPC server at {address} does not answer", DeviceError)
     return [Device(lib.ggml_backend_reg_dev_get(reg, i)) for i in range(lib.ggml_backend_reg_dev_count(reg))]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar, Token
 from typing import Any
 
@@ -13,11 +14,12 @@ import numpy.typing as npt
 
 from . import _indices
 from ._ffi import ffi, lib, non_null
+from ._ffi.callbacks import Callback
 from ._handle import Handle
 from .device import Device, default_threads
 from .dtype import DTypeLike, as_dtype
-from .errors import ArgumentError, DeviceError, OutOfMemoryError, ShapeError, UnsupportedError
-from .meta import MetaDevice, Target, twins
+from .errors import ArgumentError, ClosedError, DeviceError, OutOfMemoryError, ShapeError, UnsupportedError
+from .meta import MetaDevice, Target, check_device_open, target_devices, twins
 from .plan import SplitPlan
 from .tensor import MAX_ELEMENTS, Tensor, as_bytes, read_tensor
 from .weights import Weights
@@ -143,6 +145,13 @@ class Graph(Handle):
         lib.ggml_set_output(ptr)
         if ptr.view_src != ffi.NULL:
             lib.ggml_set_output(ptr.view_src)  # the allocator only looks at the memory's owner
+
+    def _check_open(self) -> None:
+        super()._check_open()
+        check_device_open(self, self.device)
+        for weights in self._weights.values():
+            if weights.closed:
+                raise ClosedError(f"the weights of this Graph ({', '.join(list(weights)[:3])}, …) are closed: close them after it")
 
     def _check_building(self) -> None:
         self._check_open()
@@ -277,6 +286,29 @@ class Graph(Handle):
             self._compute()
             return {name: port.read() for name, port in self._results.items()}
 
+    @contextlib.contextmanager
+    def observed(self, observer: Callable[[str, str, bytes], object]) -> Iterator[None]:
+        """While it lasts, runs call ``observer(name, op, value)`` for every node with its whole value as bytes.
+
+        The nodes are read where they are computed; nothing about the computation changes, the results are the same
+        to the bit. Nodes that a device computes in one kernel with the next one are reported as that one.
+
+        Raises:
+            UnsupportedError: the graph is not on a meta device.
+        """
+        if not isinstance(self.device, MetaDevice):
+            raise UnsupportedError(f"nodes are observed on meta devices; this graph is on {self.device.name}: use MetaDevice([device])")
+
+        def seen(node: Any, data: Any) -> None:
+            observer(ffi.string(node.name).decode(), ffi.string(lib.ggml_op_desc(node)).decode(), bytes(data))
+
+        with Callback("node_observer", seen) as callback:
+            lib.pgg_meta_observe(self.device.ptr, callback.function, callback.user_data)
+            try:
+                yield
+            finally:
+                lib.pgg_meta_observe(self.device.ptr, ffi.NULL, ffi.NULL)
+
     def _compute(self) -> None:
         status = lib.ggml_backend_graph_compute(self._state.backend, self._cgraph)
         if status != lib.GGML_STATUS_SUCCESS:
@@ -361,7 +393,7 @@ class Graph(Handle):
         """
         self._check_open()
         meta = self.device.twin() if isinstance(self.device, MetaDevice) else MetaDevice(twins([self.device]))
-        mine = {d for d in meta.devices if not (isinstance(self.device, MetaDevice) and d in self.device.devices)}
+        mine = set(meta.devices) - set(target_devices(self.device))
         try:
             with self.replica(meta, values=False) as copy:
                 copy._allocate()

@@ -15,7 +15,7 @@ from ._ffi import ffi, lib, non_null
 from ._handle import Handle
 from .dtype import DType, QuantizedArray, as_dtype
 from .errors import ArgumentError, DTypeError, FileFormatError, OutOfMemoryError, ShapeError
-from .meta import MetaDevice, Target
+from .meta import MetaDevice, Target, check_device_open
 from .tensor import MAX_ELEMENTS, Tensor, as_bytes
 
 __all__ = ["Weights"]
@@ -133,11 +133,13 @@ class Weights(Handle, Mapping[str, Tensor]):
                 self._tensors[name] = Tensor(self, ptr)
             buft = lib.ggml_backend_dev_buffer_type(device.ptr)
             total = sum(lib.ggml_nbytes(t.ptr) for t in self._tensors.values())
-            held[0] = non_null(
-                lib.ggml_backend_alloc_ctx_tensors_from_buft(ctx, buft),
-                f"{device.name} has not enough memory for {len(shapes)} tensors of {total:,} bytes in all",
-                OutOfMemoryError,
-            )
+            short = f"{device.name} has not enough memory for {len(shapes)} tensors of {total:,} bytes in all"
+            try:
+                held[0] = non_null(lib.ggml_backend_alloc_ctx_tensors_from_buft(ctx, buft), short, OutOfMemoryError)
+            except OutOfMemoryError as error:
+                if short in str(error):
+                    raise
+                raise OutOfMemoryError(f"{short}: {error}") from error  # a meta device says which devices, not how much
             lib.ggml_backend_buffer_set_usage(held[0], lib.GGML_BACKEND_BUFFER_USAGE_WEIGHTS)
         except BaseException:
             self.close()
@@ -147,6 +149,19 @@ class Weights(Handle, Mapping[str, Tensor]):
     def n_devices(self) -> int:
         """Devices of the meta device; 0 on a plain one."""
         return self.device.n_devices if isinstance(self.device, MetaDevice) else 0
+
+    def _check_open(self) -> None:
+        super()._check_open()
+        check_device_open(self, self.device)
+
+    @property
+    def bytes_per_device(self) -> tuple[int, ...]:
+        """Bytes of the tensors on each device, without padding; one number on a plain device."""
+        self._check_open()
+        if not self.n_devices:
+            return (sum(t.nbytes for t in self._tensors.values()),)
+        parts = [[s.nbytes for s in t.slices()] for t in self._tensors.values()]
+        return tuple(sum(part[j] for part in parts) for j in range(self.n_devices))
 
     def __getitem__(self, name: str) -> Tensor:
         self._check_open()
