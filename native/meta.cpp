@@ -209,6 +209,31 @@ static void tell_state_of_gdn_view(const ggml_tensor * t) {
     tell_state(t, state);
 }
 
+// A vector that lies on one device as a whole, seen as a row: the one head of one token. Upstream moves such a split to
+// the next axis, where rows are whole, but for vectors asks whether the axis is the last one first.
+static void tell_state_of_only_row(const ggml_tensor * t) {
+    const ggml_tensor * v = t->src[0];
+    if (t->op != GGML_OP_RESHAPE || !is_meta(v) || v->ne[0] == 1 || ggml_nelements(v) != v->ne[0] || t->ne[0] != v->ne[0]) {
+        return;
+    }
+    const split_state from = ggml_backend_meta_get_split_state(v, true);
+    if (from.axis != GGML_BACKEND_SPLIT_AXIS_0 || from.n_segments != 1 || from.nr[0] != 1) {
+        return;
+    }
+    split_state state;
+    memset(&state, 0, sizeof(state));
+    state.axis       = GGML_BACKEND_SPLIT_AXIS_1;
+    state.n_segments = 1;
+    state.nr[0]      = 1;
+    for (size_t j = 0; j < context_of(v->buffer)->bufs.size(); j++) {
+        if (from.ne[j] != 0 && from.ne[j] != v->ne[0]) {
+            return;
+        }
+        state.ne[j] = from.ne[j] != 0;
+    }
+    tell_state(t, state);
+}
+
 static void make_slices(ggml_tensor * t);
 
 static void make_current(ggml_tensor * t) {
@@ -233,6 +258,7 @@ static void make_slices(ggml_tensor * t) {
         }
     }
     tell_state_of_gdn_view(t);
+    tell_state_of_only_row(t);
     try {
         ggml_backend_meta_buffer_init_tensor_impl(b->get_simple_tensor_container(t), t);
     } catch (const pgg::error & e) {
@@ -367,6 +393,9 @@ static bool upstream_can_move(const ggml_tensor * t, size_t offset, size_t size)
     }
     if (!segmented && placed && !placed->simple()) {
         return false;
+    }
+    if (t->ne[state.axis] == 1) {
+        return false; // empty slices have the strides of whole ones, by which upstream would read them
     }
     const size_t chunk = t->nb[state.axis + 1];
     return offset % chunk == 0 && size % chunk == 0;

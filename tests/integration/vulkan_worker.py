@@ -139,22 +139,22 @@ def split(path: str, devices: str, shares: tuple[float, ...] | None, **options: 
     chosen = {**F32, **options}
     with gg.Model(path, devices, split_mode="tensor", tensor_split=shares, **chosen) as model:
         planned = model.plan(1)
+        _, ran = _captured(model, TOKENS[:1])  # first: ggml's buffers for all-reduces only grow
         logits = model.logits(TOKENS)
         again = model.logits(TOKENS)
-        _, ran = _captured(model, TOKENS[:1])
     return Split(logits, np.array_equal(logits, again), planned, ran)
 
 
-def copies(path: str, devices: str, shares: tuple[float, ...]) -> tuple[int, int, int, int]:
-    """All-reduces captured in a run, and counted by the virtual CPU device among the devices: graphs that it was
-    asked to compute, copies to it, and what was written to it by the host."""
+def counted(path: str, devices: str, shares: tuple[float, ...]) -> tuple[int, int, int]:
+    """Subgraphs and all-reduces of a run, as captured; and the graphs that the virtual CPU device among the devices
+    counted itself."""
     with gg.Model(path, devices, split_mode="tensor", tensor_split=shares, **F32) as model:
         model.logits(TOKENS[:1])
         (counting,) = (d for d in model.devices if d.is_virtual)
         counting.reset_stats()
         _, ran = _captured(model, TOKENS[:1])
         stats = counting.stats()
-    return len(ran.allreduces), stats.graph_computes, stats.copies, stats.sets
+    return len(ran.subgraphs), len(ran.allreduces), stats.graph_computes
 
 
 def observed(path: str, devices: str) -> tuple[Array, Array, list[tuple[str, str, int]]]:
