@@ -12,7 +12,7 @@ from ._ffi.callbacks import Callback
 from ._handle import Handle
 from .device import MAX_META_DEVICES, Device, parse_devices, twin
 from .dtype import DTYPES_BY_ID
-from .errors import ArgumentError
+from .errors import ArgumentError, ClosedError
 from .split import MIRRORED, Decision, Rule, decide, rule, tensor_info, write_state
 
 __all__ = ["MetaDevice", "Target"]
@@ -75,6 +75,7 @@ class MetaDevice(Handle):
 
     def twin(self) -> MetaDevice:
         """The same rules over simulated twins of the devices: for plans. Simulated devices are their own twins."""
+        self._check_open()
         return MetaDevice(twins(self.devices), self.rules)
 
     def __repr__(self) -> str:
@@ -89,6 +90,16 @@ def twins(devices: Sequence[Device]) -> list[Device]:
     backends = {d.backend for d in devices}
     comm = len(devices) > 1 and len(backends) == 1 and backends <= {"VCPU", "CUDA"}
     return [d if d.is_simulated else twin(d, comm=comm) for d in devices]
+
+
+def check_device_open(user: object, target: Target) -> None:
+    """Nothing runs on a meta device that is closed: its record in native code may be another's by now.
+
+    Raises:
+        ClosedError: it is closed.
+    """
+    if isinstance(target, MetaDevice) and target.closed:
+        raise ClosedError(f"the MetaDevice of this {type(user).__name__} is closed: close it after what is on it")
 
 
 def target_devices(target: Target) -> tuple[Device, ...]:

@@ -7,16 +7,19 @@ from pathlib import Path
 
 from bad_case import Case
 
-from . import dtypes, files, indices, shapes, splits
+from . import closed, devices, dtypes, files, indices, memory, shapes, splits
 
 KINDS: dict[str, Callable[[Path], Iterator[Case]]] = {
     "illegal splits": splits.cases,
     "shapes": shapes.cases,
     "dtypes": dtypes.cases,
     "indices": indices.cases,
+    "closed handles": closed.cases,
     "truncated files": files.truncated,
     "corrupted files": files.corrupted,
     "missing files": files.missing,
+    "absent devices": devices.cases,
+    "no memory": memory.cases,
 }
 SHARDS: dict[str, int] = {}
 """Processes that share the cases of a kind; 1 unless it says more."""
