@@ -216,7 +216,7 @@ def _checked_out(out: Any, shape: tuple[int, ...], kind: Any) -> npt.NDArray[Any
     if not isinstance(out, np.ndarray) or out.dtype != kind:
         found = out.dtype if isinstance(out, np.ndarray) else type(out).__name__
         raise DTypeError(f"out= is {found}, expected an array of {np.dtype(kind)}")
-    if out.shape != shape:
+    if (1,) * (out.ndim - len(shape)) + shape != out.shape:  # leading ones mean nothing to ggml
         raise ShapeError(f"out= has shape {out.shape}, expected {shape}")
     if not out.flags.c_contiguous or not out.flags.writeable:
         raise ShapeError("out= must be writable and in C order: np.empty(shape, dtype) is")

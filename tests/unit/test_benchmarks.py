@@ -1,0 +1,46 @@
+"""The benchmarks run; how fast anything is, no test asks."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
+PROGRAMS = sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("_"))
+
+
+def run(*arguments: str) -> str:
+    done = subprocess.run([sys.executable, *arguments], check=False, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_each_says_what_it_measures(name: str) -> None:
+    assert "usage:" in run(str(FOLDER / f"{name}.py"), "--help")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("bindings_call", "--rounds", "1", "--calls", "100"),
+        ("import_time", "--rounds", "1"),
+        ("transfer", "--rounds", "1", "--mib", "1"),
+        ("graph_run", "--rounds", "1", "--runs", "1", "--nodes", "50"),
+        ("model_speed", "--rounds", "1", "--dtypes", "q8_0", "--prompt", "8", "--tokens", "2"),
+        ("plan_speed", "--rounds", "1", "--preset", "mixtral-8x7b"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_each_measures_a_little(arguments: tuple[str, ...]) -> None:
+    rows = json.loads(run(str(FOLDER / f"{arguments[0]}.py"), *arguments[1:], "--json"))
+    assert rows and all(row["value"] > 0 for row in rows)
+
+
+def test_all_in_one_table() -> None:
+    text = run(str(FOLDER / "run.py"), "bindings_call")
+    assert "| a call (ggml_nelements), times as fast |" in text

@@ -1,0 +1,77 @@
+"""Values in and out of tensors: where they go, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+import pyggml as gg
+
+X = np.arange(32, dtype=np.float32).reshape(4, 8)
+
+
+@pytest.fixture(params=["cpu", "vcpu", "meta"])
+def target(request: pytest.FixtureRequest) -> Iterator[gg.Device | gg.MetaDevice]:
+    if request.param == "cpu":
+        yield gg.cpu()
+    elif request.param == "vcpu":
+        yield gg.virtual_cpus(1)[0]
+    else:
+        meta = gg.MetaDevice(gg.virtual_cpus(2), [gg.rule("w", "S1")])
+        yield meta
+        meta.close()
+
+
+def test_numpy_fills_an_array_that_is_there(target: gg.Device | gg.MetaDevice) -> None:
+    out = np.empty_like(X)
+    with gg.Weights(target, {"w": X}) as weights:
+        assert weights["w"].numpy(out=out) is out
+        assert np.array_equal(out, X) and np.array_equal(weights["w"].numpy(), X)
+        out = np.empty((1, 1, 4, 8), np.float32)
+        assert weights["w"].numpy(out=out) is out and np.array_equal(out[0, 0], X)
+
+
+def test_quantized_values_are_dequantized_into_it(target: gg.Device | gg.MetaDevice) -> None:
+    q = gg.quantize(np.linspace(-1, 1, 8 * 32, dtype=np.float32).reshape(8, 32), "q8_0")
+    out = np.empty((8, 32), np.float32)
+    with gg.Weights(target, {"w": q}) as weights:
+        assert weights["w"].numpy(out=out) is out
+    assert np.array_equal(out, q.dequantize())
+
+
+@pytest.mark.parametrize(
+    ("out", "error", "message"),
+    [
+        (np.empty((4, 7), np.float32), gg.ShapeError, r"shape \(4, 7\), expected \(4, 8\)"),
+        (np.empty((4, 8), np.float64), gg.DTypeError, "float64, expected an array of float32"),
+        (np.empty((8, 4), np.float32).T, gg.ShapeError, "C order"),
+        (np.frombuffer(bytes(128), np.float32).reshape(4, 8), gg.ShapeError, "writable"),
+        ([1.0], gg.DTypeError, "list"),
+    ],
+)
+def test_arrays_that_cannot_take_the_value(out: object, error: type[Exception], message: str) -> None:
+    with gg.Weights(gg.cpu(), {"w": X}) as weights, pytest.raises(error, match=message):
+        weights["w"].numpy(out=out)  # type: ignore[arg-type]
+
+
+def test_runs_take_any_layout_and_check_indices_each_time(target: gg.Device | gg.MetaDevice) -> None:
+    with gg.Graph(target) as g:
+        x, rows = g.input("x", (8, 4)), g.input("rows", (3,), "i32")
+        g.output("y", gg.ops.get_rows(x, rows))
+        for given in (X, np.asfortranarray(X), X[::-1][::-1], X.astype(np.float64)):
+            for index in (np.array([2, 0, 3], np.int32), np.array([1, 1, 0], np.int64)):
+                assert np.array_equal(g.run(x=given, rows=index)["y"], X[index])
+        first = g.run(x=X, rows=np.array([2, 0, 3]))["y"]
+        g.run({"x": X + 1}, rows=np.array([2, 0, 3]))
+        assert np.array_equal(first, X[[2, 0, 3]])  # a later run does not write into an earlier result
+        with pytest.raises(gg.IndexRangeError, match="index 9 of 'rows'"):
+            g.run(x=X, rows=np.array([1, 9, 1], np.int32))
+        with pytest.raises(gg.ArgumentError, match="'rows' is missing"):
+            g.run(x=X)
+        with pytest.raises(gg.ArgumentError, match="no input 'z'"):
+            g.run(x=X, rows=np.zeros(3, np.int32), z=X)
+        with pytest.raises(gg.ShapeError):
+            g.run(x=X.T, rows=np.zeros(3, np.int32))
+        assert np.array_equal(g.run(x=X, rows=np.zeros(3, np.int32))["y"], X[[0, 0, 0]])
