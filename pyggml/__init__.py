@@ -7,21 +7,101 @@ from typing import TYPE_CHECKING, Any
 from ._about import __version__
 
 if TYPE_CHECKING:
+    from . import errors as errors
     from . import ops as ops
+    from . import testing as testing
+    from ._ffi import lib as lib
     from ._info import build_info as build_info
-    from .buffer import BufferType as BufferType, host_buffer_type as host_buffer_type
-    from .comparison import Comparison as Comparison, ComparisonError as ComparisonError, compare as compare, nmse as nmse
-    from .device import Device as Device, cpu as cpu, devices as devices, get_device as get_device, parse_devices as parse_devices
-    from .device import rpc as rpc, simulated as simulated, twin as twin, virtual_cpus as virtual_cpus
-    from .dtype import DType as DType, QuantizedArray as QuantizedArray, as_dtype as as_dtype
-    from .dtype import dequantize as dequantize, quantize as quantize
-    from .errors import *  # noqa: F403
+    from .buffer import BufferType as BufferType
+    from .buffer import host_buffer_type as host_buffer_type
+    from .comparison import Comparison as Comparison
+    from .comparison import ComparisonError as ComparisonError
+    from .comparison import compare as compare
+    from .comparison import nmse as nmse
+    from .device import Device as Device
+    from .device import cpu as cpu
+    from .device import devices as devices
+    from .device import get_device as get_device
+    from .device import parse_devices as parse_devices
+    from .device import rpc as rpc
+    from .device import simulated as simulated
+    from .device import twin as twin
+    from .device import virtual_cpus as virtual_cpus
+    from .dtype import DType as DType
+    from .dtype import QuantizedArray as QuantizedArray
+    from .dtype import as_dtype as as_dtype
+    from .dtype import dequantize as dequantize
+    from .dtype import quantize as quantize
+    from .errors import (
+        ArgumentError as ArgumentError,
+    )
+    from .errors import (
+        BusyError as BusyError,
+    )
+    from .errors import (
+        ClosedError as ClosedError,
+    )
+    from .errors import (
+        DeviceError as DeviceError,
+    )
+    from .errors import (
+        DeviceLostError as DeviceLostError,
+    )
+    from .errors import (
+        DeviceNotFoundError as DeviceNotFoundError,
+    )
+    from .errors import (
+        DTypeError as DTypeError,
+    )
+    from .errors import (
+        Error as Error,
+    )
+    from .errors import (
+        FileFormatError as FileFormatError,
+    )
+    from .errors import (
+        ForkError as ForkError,
+    )
+    from .errors import (
+        GGMLAbort as GGMLAbort,
+    )
+    from .errors import (
+        IndexRangeError as IndexRangeError,
+    )
+    from .errors import (
+        ModelError as ModelError,
+    )
+    from .errors import (
+        ModelNotFoundError as ModelNotFoundError,
+    )
+    from .errors import (
+        NativeError as NativeError,
+    )
+    from .errors import (
+        OutOfMemoryError as OutOfMemoryError,
+    )
+    from .errors import (
+        PoisonedError as PoisonedError,
+    )
+    from .errors import (
+        ShapeError as ShapeError,
+    )
+    from .errors import (
+        SplitError as SplitError,
+    )
+    from .errors import (
+        UnsupportedError as UnsupportedError,
+    )
     from .graph import Graph as Graph
     from .meta import MetaDevice as MetaDevice
     from .model import Model as Model
     from .plan import SplitPlan as SplitPlan
-    from .split import Rule as Rule, Segment as Segment, Split as Split, SplitState as SplitState
-    from .split import TensorInfo as TensorInfo, rule as rule
+    from .split import Rule as Rule
+    from .split import Segment as Segment
+    from .split import Split as Split
+    from .split import SplitState as SplitState
+    from .split import TensorInfo as TensorInfo
+    from .split import rule as rule
     from .tensor import Tensor as Tensor
     from .weights import Weights as Weights
 
@@ -49,7 +129,7 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _MODULES = ("ops", "testing", "errors", "lib", "ffi")
 
-__all__ = ["__version__", *_HOME_OF, "errors", "lib", "ops", "testing"]  # noqa: PLE0604
+__all__ = ["__version__", *_HOME_OF, "errors", "lib", "ops", "testing"]
 
 
 def __getattr__(name: str) -> Any:

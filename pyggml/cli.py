@@ -28,7 +28,13 @@ F32_TOLERANCE, OTHER_TOLERANCE = 1e-9, 1e-4
 _MODES = click.Choice(["none", "layer", "row", "tensor"])
 
 
-class _Shares(click.ParamType):
+if TYPE_CHECKING:
+    _ParamType = click.ParamType[Any]
+else:
+    _ParamType = click.ParamType
+
+
+class _Shares(_ParamType):
     name = "N0,N1,..."
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
@@ -40,7 +46,7 @@ class _Shares(click.ParamType):
             self.fail(f"{value!r}: shares are numbers separated by commas, such as 3,1", param, ctx)
 
 
-class _RuleType(click.ParamType):
+class _RuleType(_ParamType):
     name = "PATTERN=SPLIT"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Rule:
@@ -168,7 +174,7 @@ def devices() -> None:
 @click.option("--tokens", type=click.IntRange(1, 512), default=32, show_default=True, help="Tokens of the prompt.")
 @click.option("--seed", default=0, show_default=True, help="Seed of weights and prompt.")
 @click.pass_context
-def demo(ctx: click.Context, device: str, tensor_split: tuple[float, ...] | None, arch: str, moe: bool, tokens: int, seed: int) -> None:
+def demo(ctx: click.Context, /, device: str, tensor_split: tuple[float, ...] | None, arch: str, moe: bool, tokens: int, seed: int) -> None:
     """Make a small GGUF model, split it, show the plan, and compare it with one device. Needs no file.
 
     The exit status is 1 when the split does not compute what one device computes.
@@ -224,7 +230,7 @@ def plan(model: str, n_tokens: int, n_past: int, json_file: str | None, detail: 
 @click.option("--tolerance", type=click.FloatRange(0), default=None, help=f"Largest NMSE. Default: {F32_TOLERANCE:g} where everything is F32 (with --attn-f32), else {OTHER_TOLERANCE:g}.")
 @click.pass_context
 def compare(
-    ctx: click.Context, model: str, against: str | None, tokens: int, seed: int, attn_f32: bool, tolerance: float | None, **given: Any
+    ctx: click.Context, /, model: str, against: str | None, tokens: int, seed: int, attn_f32: bool, tolerance: float | None, **given: Any
 ) -> None:
     """Compare the logits of MODEL split over devices with those of one device.
 

@@ -148,7 +148,7 @@ def _first_diverging(graph: Graph, on: Target, values: Mapping[str, Any], tolera
     with graph.replica(graph.device, keep_all=True) as a, graph.replica(on, keep_all=True) as b:
         a.run(values)
         b.run(values)
-        for x, y in zip(a.nodes(), b.nodes()):
+        for x, y in zip(a.nodes(), b.nodes(), strict=True):
             if x.dtype.numpy is None or not _is_plain(x):
                 continue
             d = _difference(x.name, x.op, x.numpy(), y.numpy())

@@ -17,8 +17,8 @@ __all__ = [
     "DeviceMemory",
     "DeviceStats",
     "cpu",
-    "get_device",
     "devices",
+    "get_device",
     "parse_devices",
     "rpc",
     "simulated",
@@ -207,7 +207,7 @@ def virtual_cpus(n: int, threads: int = 1, memory: int | None = None, first: int
         memory: bytes that each may allocate; None: what the host has. Counts for devices that are made by this call.
         first: the number of the first one; the same number is always the same device.
     """
-    if not 1 <= n or first < 0 or first + n > _MAX_VIRTUAL:
+    if not n >= 1 or first < 0 or first + n > _MAX_VIRTUAL:
         raise ArgumentError(f"virtual_cpus({n}, first={first}): devices 0 to {_MAX_VIRTUAL - 1} are possible")
     if not 1 <= threads <= 512:
         raise ArgumentError(f"virtual_cpus(threads={threads}): 1 to 512 threads are possible")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Union
+from typing import Any
 
 from ._ffi import ffi, lib
 from ._ffi.callbacks import Callback
@@ -82,7 +82,7 @@ class MetaDevice(Handle):
         return "<MetaDevice (closed)>" if self.closed else f"<{self.name}, {len(self.rules)} rules>"
 
 
-Target = Union[Device, MetaDevice]
+Target = Device | MetaDevice
 
 
 def twins(devices: Sequence[Device]) -> list[Device]:

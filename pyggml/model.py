@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Union
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +32,7 @@ SPLIT_MODES = ("none", "layer", "tensor")
 _FLASH = {"auto": -1, "on": 1, "off": 0}
 
 Progress = Callable[[float], object]
-Devices = Union[MetaDevice, Device, Sequence[Device], str]
+Devices = MetaDevice | Device | Sequence[Device] | str
 
 
 @dataclass(frozen=True, slots=True)
@@ -421,8 +421,8 @@ class _Loaded:
         params.abort_callback = lib.pgg_interrupt_abort
         with self._building():
             self.ctx = lib.llama_init_from_model(self.model, params[0])
-        if self.ctx == ffi.NULL:
-            raise _failure(f"llama.cpp cannot make a context for {path}")
+            if self.ctx == ffi.NULL:  # inside: the next call has other reasons
+                raise _failure(f"llama.cpp cannot make a context for {path}")
 
     def _keep(self, callback: Callback) -> Callback:
         self._callbacks.append(callback)
@@ -444,9 +444,9 @@ class _Loaded:
             ffi.memmove(batch.logits, wanted, n)
             with self._building():
                 status = lib.llama_decode(self.ctx, batch[0])
-            if status != 0:
-                what = {1: "no room in the cache", 2: "interrupted", -1: "an invalid batch"}.get(status, f"status {status}")
-                raise _failure(f"llama_decode of {n} tokens behind {n_past} failed: {what}")
+                if status != 0:
+                    what = {1: "no room in the cache", 2: "interrupted", -1: "an invalid batch"}.get(status, f"status {status}")
+                    raise _failure(f"llama_decode of {n} tokens behind {n_past} failed: {what}")
             lib.llama_synchronize(self.ctx)
         finally:
             lib.llama_batch_free(batch[0])

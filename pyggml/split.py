@@ -18,7 +18,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Union
+from typing import Any
 
 from ._ffi import ffi, lib
 from .dtype import DType
@@ -127,7 +127,7 @@ class TensorInfo:
     block_size: int
 
 
-RuleFunction = Callable[[TensorInfo], Union[str, Split, SplitState, None]]
+RuleFunction = Callable[[TensorInfo], str | Split | SplitState | None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "buildtools"))
 
 import gen_ffi  # noqa: E402
+
 from ffi import constants, emit, left_out  # noqa: E402
 from ffi.declarations import parse  # noqa: E402
 from ffi.headers import GenerationError, Header, Preprocessed, Source, preprocess, selected  # noqa: E402
