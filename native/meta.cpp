@@ -209,29 +209,34 @@ static void tell_state_of_gdn_view(const ggml_tensor * t) {
     tell_state(t, state);
 }
 
-// A vector that lies on one device as a whole, seen as a row: the one head of one token. Upstream moves such a split to
-// the next axis, where rows are whole, but for vectors asks whether the axis is the last one first.
-static void tell_state_of_only_row(const ggml_tensor * t) {
-    const ggml_tensor * v = t->src[0];
-    if (t->op != GGML_OP_RESHAPE || !is_meta(v) || v->ne[0] == 1 || ggml_nelements(v) != v->ne[0] || t->ne[0] != v->ne[0]) {
-        return;
+static bool needs_whole_rows(ggml_op op) {
+    return op == GGML_OP_NORM || op == GGML_OP_RMS_NORM || op == GGML_OP_L2_NORM || op == GGML_OP_ROPE || op == GGML_OP_SOFT_MAX;
+}
+
+// The only head of one token: a vector on one device, reshaped to a row. Upstream leaves it split along axis 0, where it
+// is refused as a piece of a row; it moves rows of several tokens to the next axis. Nothing in the vector tells a row
+// from columns that one device has all of, so what is computed from it decides. Whether the state was changed.
+static bool tell_state_of_only_row(const ggml_tensor * t) {
+    if (t->op != GGML_OP_RESHAPE || !is_meta(t) || t->ne[0] == 1 || ggml_nelements(t) != t->ne[0]) {
+        return false;
     }
-    const split_state from = ggml_backend_meta_get_split_state(v, true);
+    const split_state from = ggml_backend_meta_get_split_state(t, true);
     if (from.axis != GGML_BACKEND_SPLIT_AXIS_0 || from.n_segments != 1 || from.nr[0] != 1) {
-        return;
+        return false;
     }
     split_state state;
     memset(&state, 0, sizeof(state));
     state.axis       = GGML_BACKEND_SPLIT_AXIS_1;
     state.n_segments = 1;
     state.nr[0]      = 1;
-    for (size_t j = 0; j < context_of(v->buffer)->bufs.size(); j++) {
-        if (from.ne[j] != 0 && from.ne[j] != v->ne[0]) {
-            return;
+    for (size_t j = 0; j < context_of(t->buffer)->bufs.size(); j++) {
+        if (from.ne[j] != 0 && from.ne[j] != t->ne[0]) {
+            return false;
         }
         state.ne[j] = from.ne[j] != 0;
     }
     tell_state(t, state);
+    return true;
 }
 
 static void make_slices(ggml_tensor * t);
@@ -258,7 +263,9 @@ static void make_slices(ggml_tensor * t) {
         }
     }
     tell_state_of_gdn_view(t);
-    tell_state_of_only_row(t);
+    if (needs_whole_rows(t->op) && tell_state_of_only_row(t->src[0])) {
+        make_slices(t->src[0]);
+    }
     try {
         ggml_backend_meta_buffer_init_tensor_impl(b->get_simple_tensor_container(t), t);
     } catch (const pgg::error & e) {

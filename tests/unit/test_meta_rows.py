@@ -34,9 +34,28 @@ def test_the_only_head_of_a_token(shares: str, n_tokens: int) -> None:
     assert gg.nmse(got.reshape(n_tokens, 32), expected) < 1e-12
 
 
+@pytest.mark.parametrize("shares", ["0:1", "1:0"])
+def test_columns_that_one_device_has_all_of(shares: str) -> None:
+    """The same shapes and split, but not a row: it goes on along axis 0."""
+    rng = np.random.default_rng(0)
+    up, down = rng.standard_normal((32, 64)).astype(np.float32), rng.standard_normal((16, 32)).astype(np.float32)
+    x = rng.standard_normal((1, 64)).astype(np.float32)
+    with (
+        gg.MetaDevice("vcpu:2", rules=[gg.rule("up", f"S1 {shares}"), gg.rule("down", f"S0 {shares}")]) as meta,
+        gg.Weights(meta, {"up": up, "down": down}) as weights,
+        gg.Graph(meta) as graph,
+    ):
+        hidden = gg.ops.reshape(weights["up"] @ graph.input("x", ne=(64, 1)), 32, 1, 1)
+        graph.output("y", weights["down"] @ hidden)
+        got = graph.run(x=x)["y"]
+        assert str(hidden.split()) == ("S0 0:32" if shares == "0:1" else "S0 32:0")
+    assert gg.nmse(got.reshape(1, 16), x.astype(np.float64) @ up.astype(np.float64).T @ down.astype(np.float64).T) < 1e-12
+
+
+@pytest.mark.parametrize("arch", ["llama", "qwen3"])
 @pytest.mark.parametrize("n_tokens", [1, 7])
-def test_a_model_with_one_kv_head(tmp_path: Path, n_tokens: int) -> None:
-    tiny = tiny_gguf(tmp_path / "m.gguf", "qwen3", n_head_kv=1, shares=((1, 1),))
+def test_a_model_with_one_kv_head(tmp_path: Path, arch: str, n_tokens: int) -> None:
+    tiny = tiny_gguf(tmp_path / "m.gguf", arch, n_head_kv=1, shares=((1, 1),))
     options = {"n_ctx": 64, "type_k": "f32", "type_v": "f32", "flash_attn": "on", "attn_f32": True}
     tokens = np.arange(1, n_tokens + 1)
     with gg.Model(tiny, "vcpu:1", **options) as model:
@@ -46,3 +65,14 @@ def test_a_model_with_one_kv_head(tmp_path: Path, n_tokens: int) -> None:
         plan = model.plan(n_tokens)
     assert gg.nmse(split, one) <= 1e-9
     assert any(not all(r.computes) for r in plan.allreduces)
+
+
+@pytest.mark.parametrize("shares", [(1, 0), (0, 1)])
+@pytest.mark.parametrize("arch", ["llama", "qwen35"])
+def test_a_token_of_a_model_on_one_of_two_devices(tmp_path: Path, arch: str, shares: tuple[int, int]) -> None:
+    tiny = tiny_gguf(tmp_path / "m.gguf", arch, shares=((1, 1),))
+    options = {"n_ctx": 64, "type_k": "f32", "type_v": "f32", "flash_attn": "on", "attn_f32": True}
+    with gg.Model(tiny, "vcpu:1", **options) as model:
+        one = model.logits([5])
+    with gg.Model(tiny, "vcpu:2", split_mode="tensor", tensor_split=shares, **options) as model:
+        assert gg.nmse(model.logits([5]), one) <= 1e-9
