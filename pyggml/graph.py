@@ -128,12 +128,9 @@ class Graph(Handle):
         ptr = self._adopt(tensor)
         if name in self._outputs:
             raise ArgumentError(f"there is an output {name!r} already")
-        if tensor.owner is not self or ptr.op == lib.GGML_OP_NONE:
-            # a weight or an input is no node: a copy of it is
+        if tensor.owner is not self or ptr.op == lib.GGML_OP_NONE or any(tensor is other for other in self._outputs.values()):
+            # a weight or an input is no node, and a node has one name: a copy of it has its own
             tensor = self._node(lib.ggml_cont(self._ctx, ptr))
-            ptr = tensor.ptr
-        elif any(tensor is other for other in self._outputs.values()):
-            tensor = self._node(lib.ggml_view_tensor(self._ctx, ptr))
             ptr = tensor.ptr
         self._rename(tensor, name)
         self._keep(ptr)
