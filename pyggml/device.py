@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ._arguments import text, whole
 from ._ffi import ffi, lib, non_null
 from .buffer import BufferType
 from .errors import ArgumentError, ClosedError, DeviceError, DeviceNotFoundError
@@ -28,6 +29,7 @@ __all__ = [
 
 MAX_META_DEVICES = 16  # GGML_BACKEND_META_MAX_DEVICES, of an internal header
 _MAX_VIRTUAL = 64
+_MAX_BYTES = (1 << 63) - 1
 
 _TYPES = {
     lib.GGML_BACKEND_DEVICE_TYPE_CPU: "cpu",
@@ -211,6 +213,8 @@ def virtual_cpus(n: int, threads: int = 1, memory: int | None = None, first: int
         raise ArgumentError(f"virtual_cpus({n}, first={first}): devices 0 to {_MAX_VIRTUAL - 1} are possible")
     if not 1 <= threads <= 512:
         raise ArgumentError(f"virtual_cpus(threads={threads}): 1 to 512 threads are possible")
+    if memory is not None:
+        whole("virtual_cpus(): memory", memory, 0, _MAX_BYTES)
     found = []
     for i in range(first, first + n):
         ptr = non_null(lib.pgg_vcpu_device(i, threads, memory or 0), f"virtual CPU device {i} cannot be made", DeviceError)
@@ -229,7 +233,7 @@ def _simulated(
     comm: bool,
 ) -> Device:
     params = ffi.new("struct pgg_sim_params *")
-    keep = ffi.new("char[]", name.encode()), ffi.new("char[]", description.encode())
+    keep = ffi.new("char[]", text("simulated(): the name", name)), ffi.new("char[]", description.encode())
     params.name, params.description = keep
     params.memory = memory
     params.bandwidth, params.flops = bandwidth, flops
@@ -257,14 +261,18 @@ def simulated(
         flops: FLOP/s, for estimates; 0: unknown.
         comm: whether they have an all-reduce of their own (as CUDA with NCCL has), else ggml's butterfly.
     """
-    if n < 1 or memory < 0 or bandwidth < 0 or flops < 0:
-        raise ArgumentError(f"simulated(n={n}, memory={memory}, bandwidth={bandwidth}, flops={flops}): none may be negative, n at least 1")
+    whole("simulated(): n", n, 1, _MAX_BYTES)
+    whole("simulated(): memory", memory, 0, _MAX_BYTES)
+    if bandwidth < 0 or flops < 0:
+        raise ArgumentError(f"simulated(n={n}, memory={memory}, bandwidth={bandwidth}, flops={flops}): none may be negative")
     about = f"simulated, {memory / _GIB:.1f} GiB" if memory else "simulated"
     return [_simulated(f"{name}{i}" if n > 1 else name, about, memory, bandwidth, flops, None, comm) for i in range(n)]
 
 
 def twin(real: Device, *, comm: bool = False) -> Device:
     """A simulated device with the name, memory, alignment and op support of a real one."""
+    if not isinstance(real, Device):
+        raise ArgumentError(f"twin() takes a Device, got {type(real).__name__}")
     memory = real.memory
     return _simulated(real.name, f"simulated twin of {real.description}", memory.total, 0.0, 0.0, real, comm)
 
@@ -280,7 +288,10 @@ def rpc(address: str) -> list[Device]:
     if not re.fullmatch(r"[^\s:]+:\d{1,5}", address) or int(address.rpartition(":")[2]) > 65535:
         raise ArgumentError(f"rpc({address!r}): an address is host:port, such as 127.0.0.1:50052")
     reg = non_null(lib.ggml_backend_rpc_add_server(address.encode()), f"the RPC server at {address} does not answer", DeviceError)
-    return [Device(lib.ggml_backend_reg_dev_get(reg, i)) for i in range(lib.ggml_backend_reg_dev_count(reg))]
+    found = [Device(lib.ggml_backend_reg_dev_get(reg, i)) for i in range(lib.ggml_backend_reg_dev_count(reg))]
+    for one in found:
+        _ = one.memory  # ggml remembers servers: only a question to it shows whether it is still there
+    return found
 
 
 def get_device(name: str) -> Device:
@@ -307,6 +318,8 @@ def parse_devices(spec: str | Sequence[Device] | Device) -> list[Device]:
     if isinstance(spec, Device):
         return [spec]
     if not isinstance(spec, str):
+        if not isinstance(spec, (list, tuple)) or not all(isinstance(d, Device) for d in spec):
+            raise ArgumentError(f"{spec!r:.80} names no devices: expected a str such as 'vcpu:2', a Device, or a list of them")
         return list(spec)
     found: list[Device] = []
     n_virtual = 0

@@ -13,18 +13,21 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _indices
+from ._arguments import tensor_name, whole
 from ._ffi import ffi, lib, non_null
 from ._ffi.callbacks import Callback
 from ._handle import Handle
 from .device import Device, default_threads
 from .dtype import DTypeLike, as_dtype
 from .errors import ArgumentError, ClosedError, DeviceError, OutOfMemoryError, ShapeError, UnsupportedError
-from .meta import MetaDevice, Target, check_device_open, target_devices, twins
+from .meta import MetaDevice, Target, check_device_open, check_target, target_devices, twins
 from .plan import SplitPlan
 from .tensor import MAX_ELEMENTS, Tensor, as_bytes, read_tensor
 from .weights import Weights
 
 __all__ = ["Graph"]
+
+_MAX_SIZE = 1 << 24  # tensors of one graph: 6 GB of their descriptions
 
 _current: ContextVar[Graph | None] = ContextVar("pyggml_graph", default=None)
 
@@ -44,10 +47,10 @@ class Graph(Handle):
     is_graph = True
 
     def __init__(self, device: Target, *, size: int = 8192, threads: int | None = None) -> None:
-        if size < 1:
-            raise ArgumentError(f"Graph(size={size}): at least 1")
-        self.device = device
-        self._size = size
+        self.device = check_target("Graph", device)
+        self._size = size = whole("Graph: size", size, 1, _MAX_SIZE)
+        if threads is not None:
+            threads = whole("Graph: threads", threads, 1, 512)
         dev = device.ptr
         ctx = lib.ggml_init(
             {
@@ -106,8 +109,11 @@ class Graph(Handle):
             ShapeError: more than 4 axes, or one without elements. ArgumentError: the name is taken or too long.
         """
         self._check_building()
+        tensor_name(name)
         kind = as_dtype(dtype)
-        dims = [int(n) for n in ne]
+        if not isinstance(ne, (tuple, list)):
+            raise ArgumentError(f"input {name!r}: ne must be a tuple of sizes, got {ne!r:.80}")
+        dims = [whole(f"input {name!r}: ne[{i}]", n, -(1 << 63), 1 << 200) for i, n in enumerate(ne)]
         if not 1 <= len(dims) <= 4 or any(n < 1 for n in dims):
             raise ShapeError(f"input {name!r} with ne {dims}: 1 to 4 axes of at least one element are possible")
         if math.prod(dims) > MAX_ELEMENTS:
@@ -125,6 +131,7 @@ class Graph(Handle):
     def output(self, name: str, tensor: Tensor) -> Tensor:
         """Names a tensor whose value ``run`` returns, and gives it that name."""
         self._check_building()
+        tensor_name(name)
         ptr = self._adopt(tensor)
         if name in self._outputs:
             raise ArgumentError(f"there is an output {name!r} already")
@@ -181,9 +188,7 @@ class Graph(Handle):
         raise ArgumentError(f"tensor {tensor.name!r} belongs to another graph; make it an input of this one")
 
     def _rename(self, tensor: Tensor, name: str) -> None:
-        if not name or len(name.encode()) > 63:
-            raise ArgumentError(f"the name {name!r} has {len(name.encode())} bytes; ggml takes 1 to 63")
-        lib.ggml_set_name(tensor.ptr, name.encode())
+        lib.ggml_set_name(tensor.ptr, tensor_name(name))
 
     # what there is
 
@@ -260,6 +265,8 @@ class Graph(Handle):
             ArgumentError: an input is missing or unknown. ShapeError, DTypeError: a value does not fit.
             IndexRangeError: a row or expert index is out of range. SplitError: the split is illegal.
         """
+        if inputs is not None and type(inputs) is not dict and not isinstance(inputs, Mapping):
+            raise ArgumentError(f"run() takes a dict of values by input name, got {type(inputs).__name__}")
         given = {**inputs, **more} if inputs else more
         self._check_open()
         if given.keys() != self._inputs.keys():

@@ -43,7 +43,7 @@ class MetaDevice(Handle):
         if len(set(found)) != len(found):
             raise ArgumentError(f"a device is named twice: {', '.join(d.name for d in found)}")
         self.devices: tuple[Device, ...] = tuple(found)
-        self.rules: tuple[Rule, ...] = tuple(r if isinstance(r, Rule) else rule(*r) for r in rules)
+        self.rules: tuple[Rule, ...] = tuple(_as_rule(r) for r in rules)
         self._decisions: dict[str, Decision] = {}
         self._policy = Callback("split_policy", _policy_of(self.rules, len(found), self._decisions))
         with _creation:
@@ -82,6 +82,14 @@ class MetaDevice(Handle):
         return "<MetaDevice (closed)>" if self.closed else f"<{self.name}, {len(self.rules)} rules>"
 
 
+def _as_rule(given: Any) -> Rule:
+    if isinstance(given, Rule):
+        return given
+    if not isinstance(given, (tuple, list)) or len(given) != 2:
+        raise ArgumentError(f"{given!r} is no rule: rule(pattern, split) or a pair (pattern, split) is")
+    return rule(*given)
+
+
 Target = Device | MetaDevice
 
 
@@ -90,6 +98,17 @@ def twins(devices: Sequence[Device]) -> list[Device]:
     backends = {d.backend for d in devices}
     comm = len(devices) > 1 and len(backends) == 1 and backends <= {"VCPU", "CUDA"}
     return [d if d.is_simulated else twin(d, comm=comm) for d in devices]
+
+
+def check_target(what: str, target: Any) -> Target:
+    """The target, which must be a device.
+
+    Raises:
+        ArgumentError: it is none.
+    """
+    if not isinstance(target, (Device, MetaDevice)):
+        raise ArgumentError(f"{what}: expected a Device or a MetaDevice, got {type(target).__name__}; get_device(name) finds one by name")
+    return target
 
 
 def check_device_open(user: object, target: Target) -> None:

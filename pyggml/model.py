@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ._arguments import whole
 from ._ffi import ffi, lib, reason
 from ._ffi.callbacks import Callback
 from ._handle import Handle
 from .device import MAX_META_DEVICES, Device, default_threads, parse_devices
 from .dtype import DTYPES_BY_ID, DTypeLike, as_dtype
-from .errors import ArgumentError, Error, IndexRangeError, ModelError, OutOfMemoryError, UnsupportedError
+from .errors import ArgumentError, DTypeError, Error, IndexRangeError, ModelError, OutOfMemoryError, UnsupportedError
 from .gguf_check import GGUFInfo, check_gguf
 from .meta import MetaDevice, twins
 from .plan import SplitPlan
@@ -30,6 +31,8 @@ __all__ = ["Model", "ModelOptions", "plan_model"]
 
 SPLIT_MODES = ("none", "layer", "tensor")
 _FLASH = {"auto": -1, "on": 1, "off": 0}
+
+_MAX_TOKENS = (1 << 31) - 1
 
 Progress = Callable[[float], object]
 Devices = MetaDevice | Device | Sequence[Device] | str
@@ -72,8 +75,10 @@ class ModelOptions:
             raise ArgumentError(f"n_ctx={self.n_ctx}, n_batch={self.n_batch}: both at least 1")
         if self.threads is not None and not 1 <= self.threads <= 512:
             raise ArgumentError(f"threads={self.threads}: 1 to 512")
-        for name in (self.type_k, self.type_v):
-            as_dtype(name)
+        for option, name in (("type_k", self.type_k), ("type_v", self.type_v)):
+            dtype = as_dtype(name)
+            if not dtype.has_quantizer or dtype.needs_imatrix:
+                raise DTypeError(f"{option}={name!r}: a cache cannot be written in this format; f16, f32, bf16 and q8_0 can")
         if self.split_mode == "tensor":
             if n_devices < 1:
                 raise ArgumentError("split_mode='tensor' needs at least one device that is not the CPU, such as 'vcpu:2'")
@@ -87,6 +92,13 @@ class ModelOptions:
                 raise ArgumentError(f"tensor_split has {len(shares)} shares, there are {n_devices} devices")
             if not all(np.isfinite(s) and s >= 0 for s in shares) or sum(shares) <= 0:
                 raise ArgumentError(f"tensor_split={list(shares)}: shares are finite, not negative, and not all zero")
+
+
+def _shares(given: Any) -> tuple[float, ...] | None:
+    try:
+        return tuple(float(s) for s in given) if given is not None else None
+    except (TypeError, ValueError):
+        raise ArgumentError(f"tensor_split={given!r}: expected numbers, such as [3, 1]") from None
 
 
 class Model(Handle):
@@ -125,10 +137,10 @@ class Model(Handle):
         progress: Progress | None = None,
     ) -> None:
         options = ModelOptions(
-            split_mode or ("tensor" if isinstance(device, MetaDevice) else "none"),
-            tuple(float(s) for s in tensor_split) if tensor_split is not None else None,
-            int(n_ctx),
-            int(n_batch),
+            ("tensor" if isinstance(device, MetaDevice) else "none") if split_mode is None else split_mode,
+            _shares(tensor_split),
+            whole("n_ctx", n_ctx, 1, _MAX_TOKENS),
+            whole("n_batch", n_batch, 1, _MAX_TOKENS),
             as_dtype(type_k).name,
             as_dtype(type_v).name,
             flash_attn,
@@ -268,6 +280,8 @@ def plan_model(
     """
     devices, own = _devices_of(device)
     options = options or ModelOptions("tensor")
+    if options.split_mode != "none":
+        options.check(len(devices))
     if options.split_mode == "layer":
         raise UnsupportedError("a plan shows what a meta device infers; split_mode='layer' has none: plan with 'tensor'")
     if options.split_mode == "none":

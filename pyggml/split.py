@@ -98,7 +98,10 @@ class Split:
         match = _SPEC.fullmatch(word)
         if match is None:
             raise ArgumentError(f"{text!r} is no split: M, P, S1, 'S1 3:1' or 'S1[256,64x2] 3:1' are")
-        shares = tuple(float(s) for s in match["shares"].split(":")) if match["shares"] else None
+        try:
+            shares = tuple(float(s) for s in match["shares"].split(":")) if match["shares"] else None
+        except ValueError:
+            raise ArgumentError(f"{text!r}: shares are numbers, such as 3:1") from None
         segments = None
         if match["segments"] is not None:
             try:
@@ -159,6 +162,8 @@ def rule(pattern: str, split: str | Split | SplitState | RuleFunction, *, granul
         re.compile(pattern)
     except re.error as error:
         raise ArgumentError(f"rule({pattern!r}): not a regular expression: {error}") from None
+    if not (isinstance(split, (str, Split, SplitState)) or callable(split)):
+        raise ArgumentError(f"rule({pattern!r}): expected a split such as 'S1 3:1', a SplitState or a function, got {split!r:.40}")
     if granularity < 1:
         raise ArgumentError(f"rule({pattern!r}, granularity={granularity}): at least 1")
     return Rule(pattern, Split.parse(split) if isinstance(split, str) else split, granularity)
@@ -265,6 +270,8 @@ def decide(rules: Iterable[Rule], tensor: TensorInfo, n_devices: int) -> Decisio
             continue
         if isinstance(split, str):
             split = Split.parse(split)
+        elif not isinstance(split, (Split, SplitState)):
+            raise ArgumentError(f"the rule {one.pattern!r} gave {split!r:.40} for {tensor.name!r}: expected a split such as 'S1', or None")
         return Decision(tensor, i, str(split), resolve(split, tensor, n_devices, one.granularity))
     return None
 

@@ -11,16 +11,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ._arguments import tensor_name
 from ._ffi import ffi, lib, non_null
 from ._handle import Handle
 from .dtype import DType, QuantizedArray, as_dtype
 from .errors import ArgumentError, DTypeError, FileFormatError, OutOfMemoryError, ShapeError
-from .meta import MetaDevice, Target, check_device_open
+from .meta import MetaDevice, Target, check_device_open, check_target
 from .tensor import MAX_ELEMENTS, Tensor, as_bytes
 
 __all__ = ["Weights"]
-
-_MAX_NAME = 63  # GGML_MAX_NAME less its end
 
 Progress = Callable[[int, int], object]
 
@@ -48,6 +47,8 @@ class Weights(Handle, Mapping[str, Tensor]):
         *,
         progress: Progress | None = None,
     ) -> None:
+        if not isinstance(tensors, Mapping):
+            raise ArgumentError(f"Weights: tensors must be a dict of arrays by name, got {type(tensors).__name__}")
         arrays = {name: value if isinstance(value, QuantizedArray) else np.asarray(value) for name, value in tensors.items()}
         shapes = {name: (_dtype_of(name, value), _ne_of(name, value)) for name, value in arrays.items()}
         self._place(device, shapes)
@@ -115,7 +116,7 @@ class Weights(Handle, Mapping[str, Tensor]):
     def _place(self, device: Target, shapes: Mapping[str, tuple[DType, tuple[int, ...]]]) -> None:
         if not shapes:
             raise ArgumentError("Weights without a tensor")
-        self.device = device
+        self.device = check_target("Weights", device)
         ctx = lib.ggml_init({"mem_size": lib.ggml_tensor_overhead() * (len(shapes) + 1), "mem_buffer": ffi.NULL, "no_alloc": True})
         non_null(ctx, "ggml_init failed", OutOfMemoryError)
         held: list[Any] = [ffi.NULL]
@@ -124,12 +125,11 @@ class Weights(Handle, Mapping[str, Tensor]):
         self._tensors: dict[str, Tensor] = {}
         try:
             for name, (dtype, ne) in shapes.items():
-                if len(name.encode()) > _MAX_NAME:
-                    raise ArgumentError(f"the name {name!r} has {len(name.encode())} bytes; ggml takes {_MAX_NAME}")
+                raw_name = tensor_name(name)
                 if len(ne) > 4 or any(n < 1 for n in ne) or math.prod(ne) > MAX_ELEMENTS:
                     raise ShapeError(f"{name!r} has ne {list(ne)}: 1 to 4 axes of at least one element, 2^48 in all, are possible")
                 ptr = lib.ggml_new_tensor(ctx, dtype.type_id, len(ne), list(ne))
-                lib.ggml_set_name(ptr, name.encode())
+                lib.ggml_set_name(ptr, raw_name)
                 self._tensors[name] = Tensor(self, ptr)
             buft = lib.ggml_backend_dev_buffer_type(device.ptr)
             total = sum(lib.ggml_nbytes(t.ptr) for t in self._tensors.values())

@@ -327,6 +327,7 @@ def roll(
     """
     require("roll", a=(a, "f32 rows [...]"))
     for axis, shift in enumerate((shift0, shift1, shift2, shift3)):
+        expect(hasattr(shift, "__index__"), "roll", f"shift{axis} must be a whole number, got {shift!r}", error=ArgumentError)
         expect(
             abs(shift) < max(a.ne[axis], 1),
             "roll",

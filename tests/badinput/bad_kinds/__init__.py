@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bad_case import Case
 
-from . import closed, devices, dtypes, files, indices, memory, shapes, splits
+from . import arguments, closed, devices, dtypes, files, indices, memory, rpc, shapes, splits
 
 KINDS: dict[str, Callable[[Path], Iterator[Case]]] = {
     "illegal splits": splits.cases,
@@ -20,6 +20,8 @@ KINDS: dict[str, Callable[[Path], Iterator[Case]]] = {
     "missing files": files.missing,
     "absent devices": devices.cases,
     "no memory": memory.cases,
+    "killed RPC servers": rpc.cases,
+    "wrong arguments": arguments.cases,
 }
 SHARDS: dict[str, int] = {}
 """Processes that share the cases of a kind; 1 unless it says more."""

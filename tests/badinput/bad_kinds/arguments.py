@@ -1,0 +1,208 @@
+"""Arguments of the public interface that make no sense: types, numbers, names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from bad_case import Case
+
+import pyggml as gg
+from pyggml import ops
+from pyggml.model import ModelOptions, plan_model
+from pyggml.testing import llama_header, tiny_gguf
+
+SMALL = {"shares": [(1, 1)], "n_layer": 2, "n_embd": 64, "n_ff": 128, "n_vocab": 64, "head_dim": 16}
+WRONG = (gg.ArgumentError, gg.ShapeError, gg.DTypeError, gg.UnsupportedError, TypeError)
+X = np.ones((5, 64), np.float32)
+
+
+def _splits() -> Iterator[Case]:
+    for text in ("", "S", "S4", "S-1", "M1", "S1 a:b", "S1 1:", "S1[", "S1[]", "S1[a]", "S1[1x]", "S1 1;2", "X", "S1 3,1", "S1 -1:1", "s1", "S1[1.5]", "S1 1..2"):
+        if text in ("s1",):
+            continue
+        yield Case(f"rule('w', {text!r})", lambda t=text: gg.rule("w", t), (repr(text),), (gg.ArgumentError,))
+        yield Case(f"MetaDevice with the rule {text!r}", lambda t=text: gg.MetaDevice("vcpu:2", [("w", t)]), (repr(text),), (gg.ArgumentError,))
+    for pattern in ("(", "[", "*", "a{2,1}", "(?P<n>", "\\"):
+        yield Case(f"rule({pattern!r})", lambda p=pattern: gg.rule(p, "M"), (repr(pattern),), (gg.ArgumentError,))
+    for granularity in (0, -1, -64):
+        yield Case(f"granularity {granularity}", lambda g=granularity: gg.rule("w", "S0", granularity=g), (str(granularity),), (gg.ArgumentError,))
+    for axis in (4, -1, "X", "", 1.5, None):
+        yield Case(f"SplitState({axis!r})", lambda a=axis: gg.SplitState(a), (repr(axis),), (gg.ArgumentError,))
+    yield Case("SplitState of no segments", lambda: gg.SplitState(1), ("0 segments",), (gg.ArgumentError,))
+    yield Case("SplitState of 17 segments", lambda: gg.SplitState(1, (gg.Segment((1, 1)),) * 17), ("17",), (gg.ArgumentError,))
+    yield Case("SplitState of uneven segments", lambda: gg.SplitState(1, (gg.Segment((1, 1)), gg.Segment((1,)))), ("as many",), (gg.ArgumentError,))
+    for rules in (5, "S1", [5], [("w",)], [("w", "S1", 3, 4)], [None], [("w", 5)], [(5, "S1")], {"w": 1}):
+        yield Case(f"MetaDevice(rules={rules!r})", lambda r=rules: gg.MetaDevice("vcpu:2", r), (), WRONG)
+    for split in (5, None, [1, 2], object(), 1.5, b"S1"):
+        yield Case(f"rule('w', {split!r:.20})", lambda s=split: gg.rule("w", s), (), WRONG)
+
+        def by_function(s: Any = split) -> None:
+            with gg.MetaDevice("vcpu:2", [gg.rule("w", lambda t: s)]) as meta:
+                gg.Weights(meta, {"w": X}).close()
+
+        if split is not None:
+            yield Case(f"a rule's function that returns {split!r:.20}", by_function, (), WRONG)
+
+
+def _devices() -> Iterator[Case]:
+    for value in (None, 5, 1.5, object(), ["vcpu:2"], [None], [5], {"a": 1}, b"vcpu:2", [gg.cpu(), "vcpu:1"]):
+        yield Case(f"MetaDevice({value!r:.20})", lambda v=value: gg.MetaDevice(v), (), WRONG)
+        yield Case(f"parse_devices({value!r:.20})", lambda v=value: gg.parse_devices(v), (), WRONG)
+        if not isinstance(value, (list, dict)):
+            yield Case(f"get_device({value!r:.20})", lambda v=value: gg.get_device(v), (), WRONG)
+            yield Case(f"rpc({value!r:.20})", lambda v=value: gg.rpc(v), (), WRONG)
+        yield Case(f"Graph({value!r:.20})", lambda v=value: gg.Graph(v), (), WRONG)
+        yield Case(f"Weights({value!r:.20})", lambda v=value: gg.Weights(v, {"w": X}), (), WRONG)
+        yield Case(f"twin({value!r:.20})", lambda v=value: gg.twin(v), (), WRONG)
+        yield Case(f"virtual_cpus({value!r:.20})", lambda v=value: gg.virtual_cpus("2" if v == 5 else v), (), WRONG)
+    for arguments in ({"n": 0}, {"n": -1}, {"memory": -1}, {"bandwidth": -1.0}, {"flops": -1.0}, {"n": "a"}, {"memory": "1G"}, {"n": 1.5}, {"memory": 2**70}, {"bandwidth": "x"}):
+        yield Case(f"simulated({arguments})", lambda a=arguments: gg.simulated("S", **a), (), WRONG)
+    for memory in (-1, "1G", 1.5, 2**70):
+        yield Case(f"virtual_cpus(memory={memory!r})", lambda m=memory: gg.virtual_cpus(1, memory=m, first=60), (), WRONG)
+    for threads in ("2", 1.5, None, [1]):
+        yield Case(f"virtual_cpus(threads={threads!r})", lambda t=threads: gg.virtual_cpus(1, threads=t), (), WRONG)
+    for name in (5, None, object(), "a\0b", "x" * 100000):
+        if isinstance(name, str) and len(name) > 1000:
+            continue
+        yield Case(f"simulated({name!r:.20})", lambda n=name: gg.simulated(n), (), WRONG)
+
+
+def _graphs() -> Iterator[Case]:
+    for size in (0, -1, "a", 1.5, None, 2**70, 2**45):
+        yield Case(f"Graph(size={size!r})", lambda s=size: gg.Graph(gg.cpu(), size=s), ("size",) if isinstance(size, int) else (), (*WRONG, gg.OutOfMemoryError))
+    for threads in (0, -1, "a", 1.5, 10**6):
+        yield Case(f"Graph(threads={threads!r})", lambda t=threads: gg.Graph(gg.cpu(), threads=t), ("threads",), WRONG)
+
+    def graph() -> gg.Graph:
+        g = gg.Graph(gg.cpu(), size=16)
+        g.output("y", ops.relu(g.input("x", (64, 5))))
+        return g
+
+    kept = graph()
+    for name in ("", "x" * 64, "é" * 32, None, 5, b"x", "a\0b", "\ud800"):
+        yield Case(f"input({name!r:.20})", lambda n=name: gg.Graph(gg.cpu(), size=4).input(n, (4,)), (), WRONG)
+        yield Case(f"rename({name!r:.20})", lambda n=name: kept.inputs["x"].rename(n), (), WRONG)
+        yield Case(f"weight {name!r:.20}", lambda n=name: gg.Weights(gg.cpu(), {n: X}), (), WRONG)
+        yield Case(f"output({name!r:.20})", lambda n=name: kept.output(n, kept.inputs["x"]), (), WRONG)
+    for tensor in (None, 5, X, "x", object(), kept, [kept.inputs["x"]]):
+        yield Case(f"output of {type(tensor).__name__}", lambda t=tensor: kept.output("z", t), (), WRONG)
+    for ne in (None, "a", 5, ("a",), (1.5,), (None,), [[1]], object(), {"a": 1}, "4"):
+        yield Case(f"input of ne {ne!r:.20}", lambda n=ne: gg.Graph(gg.cpu(), size=4).input("x", n), (), WRONG)
+    yield Case("the same input twice", lambda: kept.input("x", (3,)), ("'x'",), WRONG)
+    yield Case("the same output twice", lambda: kept.output("y", kept.inputs["x"]), ("'y'",), WRONG)
+    yield Case("a graph without outputs", lambda: gg.Graph(gg.cpu(), size=4).run(), ("output",), WRONG)
+    yield Case("a plan without outputs", lambda: gg.Graph(gg.cpu(), size=4).plan(), ("output",), WRONG)
+
+    def full() -> None:
+        with gg.Graph(gg.cpu(), size=4) as g:
+            t = g.input("x", (4,))
+            for _ in range(10):
+                t = ops.relu(t)
+
+    yield Case("more tensors than there is room for", full, ("4",), (gg.ArgumentError, gg.OutOfMemoryError))
+    ran = graph()
+    ran.run(x=X)
+    yield Case("an input after a run", lambda: ran.input("q", (3,)), ("run",), WRONG)
+    yield Case("an output after a run", lambda: ran.output("q", ran.inputs["x"]), ("run",), WRONG)
+    yield Case("a node after a run", lambda: ops.relu(ran.inputs["x"]), ("run",), WRONG)
+    for inputs, name in (({}, "'x'"), ({"x": X, "z": X}, "'z'"), ({"X": X}, "'X'"), ({"": X}, "''"), (None, "'x'")):
+        yield Case(f"run({inputs and list(inputs)})", lambda i=inputs: ran.run(i), (name,), WRONG)
+    for inputs in (5, "x", [1], X, object()):
+        yield Case(f"run({type(inputs).__name__})", lambda i=inputs: ran.run(i), (), WRONG)
+    other = graph()
+    yield Case("a tensor of another graph", lambda: other.output("q", kept.inputs["x"]), ("'x'",), WRONG)
+    yield Case("tensors of two graphs", lambda: kept.inputs["x"] + other.inputs["x"], ("'x'",), WRONG)
+    weights = gg.Weights(gg.virtual_cpus(1)[0], {"far": X})
+    yield Case("a weight of another device", lambda: ops.relu(weights["far"], graph=kept), ("'far'", "VCPU0", "CPU"), WRONG)
+    yield Case("a weight without a graph", lambda: ops.relu(weights["far"]), ("graph",), WRONG)
+    for arguments in ({}, {"tensors": None}, {"tensors": 5}, {"tensors": [X]}, {"tensors": {}}, {"tensors": "w"}, {"tensors": {"w": X}, "progress": 5}):
+        yield Case(f"Weights({arguments!r:.40})", lambda a=arguments: gg.Weights(gg.cpu(), **a), (), WRONG)
+    for tolerance in ("a", None):
+        yield Case(f"compare(tolerance={tolerance!r})", lambda t=tolerance: gg.compare(graph(), gg.cpu(), {"x": X}, tolerance=t), (), WRONG)
+    for on in (None, "cpu", 5):
+        yield Case(f"compare(on={on!r})", lambda o=on: gg.compare(graph(), o, {"x": X}), (), WRONG)
+        yield Case(f"replica({on!r})", lambda o=on: graph().replica(o), (), WRONG)
+    yield Case("nmse of two shapes", lambda: gg.nmse(np.ones(3), np.ones(4)), ("(3,)", "(4,)"), WRONG)
+
+
+def _ops() -> Iterator[Case]:
+    graph = gg.Graph(gg.cpu(), size=512)
+    x = graph.input("x", (64, 5))
+    for bad in (None, 5, "x", X, object(), [x], 1.5):
+        for op, call in {
+            "relu": lambda b: ops.relu(b, graph=graph), "mul_mat": lambda b: ops.mul_mat(x, b), "get_rows": lambda b: ops.get_rows(x, b),
+            "soft_max": lambda b: ops.soft_max(b, graph=graph), "add": lambda b: ops.add(x, b), "concat": lambda b: ops.concat(b, x, 0),
+        }.items():  # fmt: skip
+            yield Case(f"{op} of {type(bad).__name__}", lambda c=call, b=bad: c(b), (op,), WRONG)
+    for bad in (None, "a", object(), [1.0], float("nan"), x):
+        for op, call in {
+            "scale": lambda b: ops.scale(x, b), "rms_norm": lambda b: ops.rms_norm(x, b), "clamp": lambda b: ops.clamp(x, b, b),
+            "leaky_relu": lambda b: ops.leaky_relu(x, b),
+        }.items():  # fmt: skip
+            yield Case(f"{op} with {bad!r:.20}", lambda c=call, b=bad: c(b), (op,) if not isinstance(bad, (str, type(None), list)) else (), WRONG)
+    for bad in (1.5, "a", None, 2**70, -(2**70), [1]):
+        for op, call in {
+            "top_k": lambda b: ops.top_k(x, b), "roll": lambda b: ops.roll(x, b), "view": lambda b: ops.view(x, b), "reshape": lambda b: ops.reshape(x, b, 5),
+            "pad": lambda b: ops.pad(x, b),
+        }.items():  # fmt: skip
+            if (op, bad) != ("view", [1]):  # one size
+                yield Case(f"{op} with {bad!r:.20}", lambda c=call, b=bad: c(b), (op,), WRONG)
+    for bad in ("nothing", "", 99, -1, None, 1.5, True):
+        yield Case(f"unary {bad!r}", lambda b=bad: ops.unary(x, b), ("unary",), WRONG)
+        yield Case(f"argsort {bad!r}", lambda b=bad: ops.argsort(x, b), ("argsort",), WRONG)
+        yield Case(f"glu {bad!r}", lambda b=bad: ops.glu(x, b), ("glu",), WRONG)
+    for bad in ((lambda: x + "a"), (lambda: x @ X), (lambda: x @ None), (lambda: "a" * x), (lambda: x / None), (lambda: x - [1]), (lambda: x ** "a")):
+        yield Case("operators with what is no tensor", bad, (), (TypeError, gg.ArgumentError))
+
+
+def _models(folder: Path) -> Iterator[Case]:
+    path = tiny_gguf(folder / "tiny.gguf", **SMALL).path  # type: ignore[arg-type]
+    table: dict[str, tuple[Any, ...]] = {
+        "split_mode": ("row", "x", "", 5, ["tensor"]),
+        "tensor_split": ((), (1,), (1, 2, 3), (0, 0), (-1, 2), (float("nan"), 1), (float("inf"), 1), "ab", 5, ("a", "b"), (None, 1)),
+        "n_ctx": (0, -1, 2**40, "a", None, 1.5j),
+        "n_batch": (0, -1, 2**40, "a", None, 1.5),
+        "type_k": ("x", None, 5, "q4_K", "i32", "", "iq2_xxs"),
+        "type_v": ("x", None, 5, "q4_K", "i32", "", "iq2_xxs"),
+        "flash_attn": ("yes", 1, None, True, "off"),
+        "threads": (0, -1, 513, "a", 1.5),
+        "progress": (5, "a"),
+        "device": (5, 1.5, object(), [None], ["vcpu:2"]),
+    }
+    for name, values in table.items():
+        for value in values:
+            arguments = {"device": "vcpu:2", "split_mode": "tensor", "n_ctx": 64, name: value}
+            yield Case(f"Model({name}={value!r:.20})", lambda a=arguments: gg.Model(path, **a).close(), (), (*WRONG, gg.ModelError, gg.OutOfMemoryError))
+    for n_tokens, n_past in ((0, 0), (-1, 0), (1, -1), (65, 0), (1, 64), (64, 1), (2**40, 0), (1, 2**40)):
+        yield Case(
+            f"plan of {n_tokens} behind {n_past}", lambda n=n_tokens, p=n_past: plan_model(path, "vcpu:2", n_tokens=n, n_past=p, options=ModelOptions("tensor", n_ctx=64)),
+            (str(n_tokens), str(n_past)), (gg.ArgumentError,),
+        )  # fmt: skip
+    for mode, device in (("layer", "vcpu:2"), ("none", "cpu"), ("none", None), ("row", "vcpu:2")):
+        yield Case(f"plan in mode {mode} on {device}", lambda m=mode, d=device: plan_model(path, d, options=ModelOptions(m)), (), WRONG)
+    model = gg.Model(path, n_ctx=64, threads=1)
+    yield Case("an observer without a meta device", lambda: model.logits([1], observer=lambda *a: None), ("tensor",), WRONG)
+    for arch in ("gpt2", "", "LLAMA", 5):
+        yield Case(f"tiny_gguf of {arch!r}", lambda a=arch: tiny_gguf(folder / "x.gguf", a), (repr(arch),), (gg.UnsupportedError,))
+    yield Case("tiny_gguf of no shares", lambda: tiny_gguf(folder / "x.gguf", shares=[()]), ("shares",), (gg.ShapeError,))
+    yield Case("a preset that is not there", lambda: llama_header(folder / "x.gguf", "900b"), ("900b",), WRONG)
+
+
+def _attributes() -> Iterator[Case]:
+    for name in ("nothing", "Grahp", "version", "run"):
+        yield Case(f"pyggml.{name}", lambda n=name: getattr(gg, n), (name,), (AttributeError,))
+    for call, arguments in ((gg.Graph, ()), (gg.Weights, ()), (gg.Model, ()), (gg.MetaDevice, ()), (gg.quantize, ()), (gg.rule, ("w",))):
+        yield Case(f"{call.__name__} without its arguments", lambda c=call, a=arguments: c(*a), (), (TypeError,))
+        yield Case(f"{call.__name__} with one that it does not have", lambda c=call: c(nothing=1), ("nothing",), (TypeError,))
+
+
+def cases(folder: Path) -> Iterator[Case]:
+    yield from _splits()
+    yield from _devices()
+    yield from _graphs()
+    yield from _ops()
+    yield from _models(folder)
+    yield from _attributes()
