@@ -1,5 +1,6 @@
-// The C++ side of graph_run.py: builds the same graph, and runs it as often as its standard input says, one number a
-// line; answers with the seconds that it took, by the clock and of the processor. Ends at the end of the input, and prints a sum of the output then.
+// The C++ side of graph_run.py. As a program it builds the same graph, and runs it as often as its standard input says, one number a
+// line; answers with the seconds that it took, by the clock and of the processor. Ends at the end of the input, and prints an element of the output then.
+// As a library it runs a graph that is there already.
 #include "ggml-alloc.h"
 #include "ggml-backend.h"
 #include "ggml-cpu.h"
@@ -11,6 +12,22 @@
 #include <cstring>
 #include <ctime>
 #include <vector>
+
+// n runs with their inputs and a fresh result each, as in Python; false when one failed
+extern "C" bool runs(ggml_backend_t backend, ggml_cgraph * graph, ggml_tensor * x, ggml_tensor * w, ggml_tensor * y,
+        const float * in_x, const float * in_w, int n, float * second) {
+    for (int i = 0; i < n; i++) {
+        std::vector<float> out(ggml_nelements(y));
+        ggml_backend_tensor_set(x, in_x, 0, ggml_nbytes(x));
+        ggml_backend_tensor_set(w, in_w, 0, ggml_nbytes(w));
+        if (ggml_backend_graph_compute(backend, graph) != GGML_STATUS_SUCCESS) {
+            return false;
+        }
+        ggml_backend_tensor_get(y, out.data(), 0, ggml_nbytes(y));
+        *second = out[1];
+    }
+    return true;
+}
 
 int main(int argc, char ** argv) {
     if (argc != 3) {
@@ -46,26 +63,19 @@ int main(int argc, char ** argv) {
         in_x[i] = (i % 7)*0.25f;
         in_w[i] = mul_mat ? (i % 65 == 0 ? 1.0f : 0.0f) : (i % 5)*0.125f;
     }
-    double sum = 0;
+    float second = 0;
     int n = 0;
     while (scanf("%d", &n) == 1) {
         const auto start = std::chrono::steady_clock::now();
         const clock_t cpu = clock();
-        for (int i = 0; i < n; i++) {
-            std::vector<float> out(64*64); // a fresh result for every run, as in Python
-            ggml_backend_tensor_set(x, in_x.data(), 0, ggml_nbytes(x));
-            ggml_backend_tensor_set(w, in_w.data(), 0, ggml_nbytes(w));
-            if (ggml_backend_graph_compute(backend, graph) != GGML_STATUS_SUCCESS) {
-                return 1;
-            }
-            ggml_backend_tensor_get(y, out.data(), 0, ggml_nbytes(y));
-            sum = out[1];
+        if (!runs(backend, graph, x, w, y, in_x.data(), in_w.data(), n, &second)) {
+            return 1;
         }
         printf("%.9f %.9f\n", std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(),
             double(clock() - cpu)/CLOCKS_PER_SEC);
         fflush(stdout);
     }
-    printf("%.9g\n", sum);
+    printf("%.9g\n", second);
     ggml_gallocr_free(alloc);
     ggml_backend_free(backend);
     ggml_free(ctx);

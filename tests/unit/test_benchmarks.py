@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,8 @@ PROGRAMS = sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.sta
 
 
 def run(*arguments: str) -> str:
-    done = subprocess.run([sys.executable, *arguments], check=False, capture_output=True, text=True, timeout=250)
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}  # the pyggml that is tested here
+    done = subprocess.run([sys.executable, *arguments], check=False, capture_output=True, text=True, timeout=250, env=env)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -30,7 +32,7 @@ def test_each_says_what_it_measures(name: str) -> None:
         ("bindings_call", "--rounds", "1", "--calls", "100"),
         ("import_time", "--rounds", "1"),
         ("transfer", "--rounds", "1", "--mib", "1"),
-        ("graph_run", "--rounds", "1", "--runs", "1", "--nodes", "50"),
+        ("graph_run", "--rounds", "1", "--instances", "1", "--runs", "1", "--nodes", "50"),
         ("model_speed", "--rounds", "1", "--dtypes", "q8_0", "--prompt", "8", "--tokens", "2"),
         ("plan_speed", "--rounds", "1", "--preset", "mixtral-8x7b"),
     ],
