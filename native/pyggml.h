@@ -92,7 +92,7 @@ PGG_API void               pgg_meta_device_release(ggml_backend_dev_t meta_dev);
 PGG_API void               pgg_meta_device_set_policy(ggml_backend_dev_t meta_dev, pgg_split_policy_t policy, void * user_data);
 // a policy for the next meta device that llama.cpp makes on this thread (NULL: none)
 PGG_API void               pgg_meta_next_policy(pgg_split_policy_t policy, void * user_data);
-// the meta device that llama.cpp made last on this thread, or NULL
+// the meta device that llama.cpp made last on this thread since pgg_meta_next_policy, or NULL
 PGG_API ggml_backend_dev_t pgg_meta_last_device(void);
 PGG_API bool               pgg_meta_device_is(ggml_backend_dev_t dev);
 PGG_API size_t             pgg_meta_device_n(ggml_backend_dev_t meta_dev);

@@ -417,11 +417,16 @@ class _Loaded:
                 lib.pgg_meta_next_policy(policy.function, policy.user_data)
             else:
                 lib.pgg_meta_next_policy(ffi.NULL, ffi.NULL)
-        self.model = lib.llama_model_load_from_file(os.fsencode(path), params[0])
-        if self.model == ffi.NULL:
-            raise _failure(f"llama.cpp cannot load {path}")
-        if options.split_mode == "tensor":
-            self.meta = lib.pgg_llama_device(self.model, 0)
+        try:
+            self.model = lib.llama_model_load_from_file(os.fsencode(path), params[0])
+            if self.model == ffi.NULL:
+                raise _failure(f"llama.cpp cannot load {path}")
+        finally:
+            if options.split_mode == "tensor":
+                # also of a model that failed: llama.cpp never gives a device back
+                made = lib.pgg_meta_last_device()
+                self.meta = None if made == ffi.NULL else made
+                lib.pgg_meta_next_policy(ffi.NULL, ffi.NULL)
 
     def _start(self, path: Path, options: ModelOptions) -> None:
         params = ffi.new("struct llama_context_params *", lib.llama_context_default_params())
