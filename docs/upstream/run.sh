@@ -4,6 +4,7 @@
 # LLAMA_CPP_BUILD: a build folder with shared libraries (cmake -DBUILD_SHARED_LIBS=ON -DCMAKE_BUILD_TYPE=Release), below which
 # libggml.so is found. LLAMA_CPP_SRC: its source, for the headers. CXX chooses the compiler.
 set -u
+ulimit -c 0
 if [ $# -lt 2 ]; then
     sed -n 's/^# \?//p' "$0" | tail -n +2 >&2
     exit 2
@@ -33,7 +34,7 @@ run() { # title, program, arguments
     (GGML_NO_BACKTRACE=1 timeout -k 1 20 "$@" >"$out/stdout" 2>"$out/stderr"; exit $?) 2>/dev/null
     local rc=$? say
     say=$(grep -m1 -E 'GGML_ASSERT|GGML_ABORT|fatal error|^.*\.(c|cpp):[0-9]+:' "$out/stderr" | sed 's|.*/||')
-    sed "s/^/$title: /" "$out/stdout"
+    sed -e "s/^/$title: /" -e '$a\' "$out/stdout"
     case $rc in
         0)       ;;
         124|137) printf '%s: HANGS (stopped after 20 s)%s\n' "$title" "${say:+: $say}" ;;
