@@ -405,6 +405,9 @@ static bool upstream_can_move(const ggml_tensor * t, size_t offset, size_t size)
         return false; // empty slices have the strides of whole ones, by which upstream would read them
     }
     const size_t chunk = t->nb[state.axis + 1];
+    if (chunk == t->nb[state.axis]) {
+        return false; // one block or index along the axis: upstream does not see that the slices without it are empty
+    }
     return offset % chunk == 0 && size % chunk == 0;
 }
 
