@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
 import weakref
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-from .errors import BusyError, ClosedError, PoisonedError
+from .errors import BusyError, ClosedError, ForkError, PoisonedError
 
 __all__ = ["Handle"]
+
+
+_exit_is_watched = False
+_exiting = False
+
+
+def _at_exit() -> None:
+    global _exiting
+    _exiting = True
+
+
+def _free(free: Callable[..., object], *arguments: Any) -> None:
+    # A daemon thread may be in the middle of a run while the interpreter ends: nothing is taken from under it. The
+    # process gives the memory back.
+    if _exiting and threading.active_count() > 1:
+        return
+    free(*arguments)
 
 
 class Handle:
@@ -25,8 +43,12 @@ class Handle:
 
     def _own(self, free: Callable[..., object], *arguments: Any) -> None:
         """What ``close()`` calls. ``free`` must not refer to the handle itself."""
-        self._finalizer = weakref.finalize(self, free, *arguments)
-        self._busy = threading.RLock()
+        global _exit_is_watched
+        self._busy = threading.Lock()  # not reentrant: a callback of a run must not use or free what runs
+        self._finalizer = weakref.finalize(self, _free, free, *arguments)
+        if not _exit_is_watched:
+            _exit_is_watched = True
+            atexit.register(_at_exit)  # now, so that it runs before weakref's own
 
     @property
     def closed(self) -> bool:
@@ -34,9 +56,19 @@ class Handle:
         return self._finalizer is None or not self._finalizer.alive
 
     def close(self) -> None:
-        """Frees what the handle owns. Closing twice is no error."""
-        if self._finalizer is not None:
+        """Frees what the handle owns. Closing twice is no error.
+
+        Raises:
+            BusyError: it is running just now, in another thread or in the call whose callback this is.
+        """
+        if self._finalizer is None or not self._finalizer.alive:
+            return
+        if not self._busy.acquire(blocking=False):
+            raise BusyError(f"this {type(self).__name__} cannot be closed while it runs: wait for the run to return")
+        try:
             self._finalizer()
+        finally:
+            self._busy.release()
 
     def _check_open(self) -> None:
         if self.closed:
@@ -66,9 +98,12 @@ class _InUse:
 
     def __enter__(self) -> None:
         if not self.handle._busy.acquire(blocking=False):
-            raise BusyError(f"this {type(self.handle).__name__} is being used by another thread: use one handle per thread")
+            raise BusyError(
+                f"this {type(self.handle).__name__} is in use, by another thread or by the call whose callback this is: "
+                "use one handle per thread"
+            )
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if error is not None:
+        if error is not None and not isinstance(error, ForkError):  # refused before anything happened
             self.handle._poison = f"{type(error).__name__}: {error}"
         self.handle._busy.release()

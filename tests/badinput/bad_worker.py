@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from bad_case import Unexpected, outcome_of
-from bad_kinds import KINDS
+from bad_kinds import ALL
 
 import pyggml as gg
 
@@ -73,7 +73,7 @@ def main(kind: str, shard: int, of: int, first: int, folder: Path) -> None:
 
         own = folder / f"{kind}.{shard}"
         own.mkdir(exist_ok=True)
-        for number, case in enumerate(KINDS[kind](own)):
+        for number, case in enumerate(ALL[kind](own)):
             if number < first or number % of != shard:
                 continue
             write(number=number, what=case.what)

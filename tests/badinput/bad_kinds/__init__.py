@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bad_case import Case
 
-from . import arguments, closed, devices, dtypes, files, indices, memory, rpc, shapes, splits
+from . import arguments, closed, devices, dtypes, files, harness, indices, memory, rpc, shapes, splits
 
 KINDS: dict[str, Callable[[Path], Iterator[Case]]] = {
     "illegal splits": splits.cases,
@@ -23,5 +23,6 @@ KINDS: dict[str, Callable[[Path], Iterator[Case]]] = {
     "killed RPC servers": rpc.cases,
     "wrong arguments": arguments.cases,
 }
+ALL = {**KINDS, "of the harness": harness.cases}
 SHARDS: dict[str, int] = {}
 """Processes that share the cases of a kind; 1 unless it says more."""
