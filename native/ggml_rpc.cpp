@@ -89,7 +89,9 @@ public:
         } catch (const ::std::future_error &) {
             message = "an RPC connection was closed before it had answered";
         }
-        fail(message);
+        if (!pgg_is_freeing()) {
+            fail(message);
+        }
     }
     shared_future share() const { return *this; }
 

@@ -225,6 +225,11 @@ void pgg_guard_leave(void) {
     state.depth--;
 }
 
+static thread_local bool freeing = false;
+
+void pgg_freeing(bool on)  { freeing = on; }
+bool pgg_is_freeing(void) { return freeing; }
+
 int pgg_guard_depth(void) {
     return state.depth;
 }

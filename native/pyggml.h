@@ -38,6 +38,11 @@ PGG_API void pgg_guard_leave(void);
 PGG_API int  pgg_guard_depth(void);
 PGG_API int  pgg_guard_python(void); // how many calls from Python are running on this thread
 
+// Between true and false, on this thread: something is being freed. Destructors must not throw, so waiting for a server
+// that is gone is no error then.
+PGG_API void pgg_freeing(bool on);
+PGG_API bool pgg_is_freeing(void);
+
 // true in a child of fork(): every guarded call is refused there
 PGG_API int  pgg_forked(void);
 

@@ -300,6 +300,7 @@ class Graph(Handle):
         Raises:
             UnsupportedError: the graph is not on a meta device.
         """
+        self._check_open()
         if not isinstance(self.device, MetaDevice):
             raise UnsupportedError(f"nodes are observed on meta devices; this graph is on {self.device.name}: use MetaDevice([device])")
 

@@ -503,12 +503,16 @@ class _Loaded:
 
     def free(self) -> None:
         """Frees context and model; the meta device can then be used again."""
-        if self.ctx != ffi.NULL:
-            lib.llama_free(self.ctx)
-            self.ctx = ffi.NULL
-        if self.model != ffi.NULL:
-            lib.llama_model_free(self.model)
-            self.model = ffi.NULL
+        lib.pgg_freeing(True)  # llama.cpp's destructors wait for the devices, also for one that is gone
+        try:
+            if self.ctx != ffi.NULL:
+                lib.llama_free(self.ctx)
+                self.ctx = ffi.NULL
+            if self.model != ffi.NULL:
+                lib.llama_model_free(self.model)
+                self.model = ffi.NULL
+        finally:
+            lib.pgg_freeing(False)
         if self.meta is not None:
             lib.pgg_meta_device_release(self.meta)
             self.meta = None

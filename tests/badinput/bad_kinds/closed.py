@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,7 @@ def _graphs() -> Iterator[Case]:
         "run with keywords": lambda g: g.run({"x": X}),
         "plan": lambda g: g.plan(),
         "nodes": lambda g: g.nodes(),
+        "observed": lambda g: g.observed(lambda *a: None).__enter__(),
         "input": lambda g: g.input("z", (3,)),
         "replica": lambda g: g.replica(gg.cpu()),
         "replica over devices": lambda g: g.replica(other),
@@ -212,6 +214,61 @@ def _poisoned() -> Iterator[Case]:
             yield Case(f"run of a poisoned and closed graph on {label}", lambda g=graph, v=good: g.run(v), ("closed",), CLOSED)
 
 
+def _running(folder: Path) -> Iterator[Case]:
+    """Handles that run just now: in another thread, or in the call whose callback this is."""
+    path = tiny_gguf(folder / "running.gguf", **SMALL).path  # type: ignore[arg-type]
+    model = gg.Model(path, "vcpu:2", split_mode="tensor", n_ctx=64, threads=1)
+    right = model.logits([1, 2, 3])
+
+    def within(act: Callable[[], object]) -> Callable[[], object]:
+        def do() -> None:
+            try:
+                model.logits([1], observer=lambda *a: act())
+            finally:
+                model._poison = None  # the exception came out of our own observer: nothing was left half-done
+                assert np.array_equal(model.logits([1, 2, 3]), right), "later logits differ"
+
+        return do
+
+    for name, act in {"close": model.close, "logits": lambda: model.logits([1])}.items():
+        yield Case(f"Model.{name} within its own run", within(act), ("Model", "run" if name == "close" else "in use"), (gg.BusyError,))
+    for label in ("cpu", "vcpu:2"):
+        device = _on(label)
+        weights = gg.Weights(device, {"w": np.eye(256, dtype=np.float32)})
+        graph = gg.Graph(device, size=4000, threads=1)
+        y = graph.input("x", (256, 256))
+        for _ in range(60):
+            y = ops.cont(ops.transpose(ops.cont(ops.transpose(weights["w"] @ y)))) if label == "cpu" else ops.sqr(y)
+        graph.output("y", y)
+        x = np.ones((256, 256), np.float32)
+        graph.run(x=x)
+
+        def meanwhile(act: Callable[[], object], graph: gg.Graph = graph, x: np.ndarray = x) -> Callable[[], object]:
+            def do() -> None:
+                stop = threading.Event()
+
+                def run() -> None:
+                    while not stop.is_set():
+                        try:
+                            graph.run(x=x)
+                        except gg.BusyError:  # the other one was first
+                            pass
+
+                thread = threading.Thread(target=run)
+                thread.start()
+                try:
+                    for _ in range(1000):
+                        act()
+                finally:
+                    stop.set()
+                    thread.join()
+
+            return do
+
+        for i in range(3):
+            yield Case(f"run {i} of a graph that runs on {label}", meanwhile(lambda g=graph, x=x: g.run(x=x)), ("Graph", "in use"), (gg.BusyError,))
+
+
 def cases(folder: Path) -> Iterator[Case]:
     yield from _graphs()
     yield from _weights()
@@ -219,3 +276,4 @@ def cases(folder: Path) -> Iterator[Case]:
     yield from _released()
     yield from _models(folder)
     yield from _poisoned()
+    yield from _running(folder)
