@@ -89,6 +89,8 @@ SEEN: Counter[str] = Counter()
 
 def check(case: GraphCase, outcome: Outcome) -> None:
     assert not outcome.wrong, f"{outcome.wrong}\n{case.to_json()}"
+    if outcome.beyond:
+        return
     if outcome.refused:
         assert "legal repair: " in outcome.refused, f"no repair is named: {outcome.refused}\n{case.to_json()}"
         return
@@ -103,7 +105,7 @@ def check(case: GraphCase, outcome: Outcome) -> None:
 @given(case=graph_cases())
 def test_refused_or_right(worker: Worker, tmp_path_factory: pytest.TempPathFactory, case: GraphCase) -> None:
     outcome = worker.judge(case, tmp_path_factory.getbasetemp() / "last-case.json")
-    what = "refused" if outcome.refused else f"ran with {min(outcome.allreduces, 3)} sums"
+    what = "refused" if outcome.refused else "beyond F16" if outcome.beyond else f"ran with {min(outcome.allreduces, 3)} sums"
     event(what)
     SEEN[what] += 1
     for step in case.steps:
@@ -119,8 +121,8 @@ def test_what_was_generated() -> None:
     if not SEEN:
         pytest.skip("the search did not run")
     assert {op for op in OPS if not SEEN["op " + op]} == set()
-    assert SEEN["split and ran"] > 30 and SEEN["refused"] > 10, SEEN
-    assert sum(n for what, n in SEEN.items() if what.startswith("ran with") and "0" not in what) > 20, SEEN
+    assert SEEN["split and ran"] > 80 and SEEN["refused"] > 20, SEEN
+    assert sum(n for what, n in SEEN.items() if what.startswith("ran with") and "0" not in what) > 40, SEEN
 
 
 @pytest.mark.parametrize("file", CORPUS, ids=lambda p: p.stem)
