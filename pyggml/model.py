@@ -554,6 +554,7 @@ def _failure(what: str) -> Error:
 
 _PROBE = """
 import sys
+sys.path[:] = sys.argv[3:]
 try:
     import pyggml
     pyggml.Model(sys.argv[1], n_ctx=int(sys.argv[2]), n_batch=32).close()
@@ -566,10 +567,9 @@ _PROBE_SECONDS = 600
 
 def _probe(path: Path, devices: Sequence[Device], options: ModelOptions) -> None:
     """Loads the model on the CPU of a child process, which may die of it."""
-    command = [sys.executable, "-c", _PROBE, os.fspath(path), str(min(options.n_ctx, 64))]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-c", _PROBE, os.fspath(path), str(min(options.n_ctx, 64)), *sys.path]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_PROBE_SECONDS, check=False, env=environment)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_PROBE_SECONDS, check=False)
     except subprocess.TimeoutExpired:
         raise ModelError(f"{path}: a trial load in a child process did not end within {_PROBE_SECONDS} s") from None
     if done.returncode != 0:

@@ -31,7 +31,7 @@ def test_kind(report: bad_runner.Report, kind: str) -> None:
     found = report.kinds[kind]
     assert not found.failures, "\n\n".join(found.failures[:20])
     assert found.cases >= 100
-    assert found.slowest[0] < bad_runner.CASE_TIMEOUT / 2, found.slowest
+    assert found.slowest[0] < 30, found.slowest  # a server that never answers is given up on after 20 s
 
 
 @pytest.mark.slow
