@@ -244,10 +244,12 @@ class Model(Handle):
             raise ArgumentError(f"{ids.size} tokens do not fit into a context of {self.options.n_ctx}: load the model with a larger n_ctx")
         return ids.astype(np.int32)
 
-    def plan(self, n_tokens: int = 1, n_past: int = 0) -> SplitPlan:
+    def plan(self, n_tokens: int = 1, n_past: int = 0, *, all_logits: bool = False) -> SplitPlan:
         """What a decode of ``n_tokens`` behind ``n_past`` would do; nothing is allocated or computed. See `plan_model`."""
         self._check_open()
-        return plan_model(self.path, self.devices, n_tokens=n_tokens, n_past=n_past, rules=self.rules, options=self.options)
+        return plan_model(
+            self.path, self.devices, n_tokens=n_tokens, n_past=n_past, all_logits=all_logits, rules=self.rules, options=self.options
+        )
 
     def __repr__(self) -> str:
         if self.closed:
@@ -262,6 +264,7 @@ def plan_model(
     *,
     n_tokens: int = 1,
     n_past: int = 0,
+    all_logits: bool = False,
     rules: Sequence[Rule] = (),
     options: ModelOptions | None = None,
 ) -> SplitPlan:
@@ -273,6 +276,7 @@ def plan_model(
     Args:
         n_tokens: tokens of the decode that is planned (1: generation; more: a prompt).
         n_past: tokens that are in the cache before it.
+        all_logits: logits behind every token, as `Model.logits` wants them; else behind the last one, as generation does.
 
     Raises:
         ArgumentError: more tokens than the context holds. UnsupportedError: layer mode, which has no meta device.
@@ -308,7 +312,7 @@ def plan_model(
         loaded.fill(n_past)
         lib.pgg_meta_capture_begin(loaded.meta)
         try:
-            loaded.decode(np.zeros(n_tokens, np.int32), n_past, all_logits=False)
+            loaded.decode(np.zeros(n_tokens, np.int32), n_past, all_logits=all_logits)
         finally:
             text = lib.pgg_meta_capture_take(loaded.meta)
         captured = ffi.string(text)
