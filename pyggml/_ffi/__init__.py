@@ -8,6 +8,8 @@ leaves to it: valid pointers, and the life of what they point to. Function point
 
 from __future__ import annotations
 
+import atexit
+
 try:
     from .. import _build_info
 except ImportError:
@@ -38,3 +40,5 @@ from .callbacks import Callback  # noqa: E402
 
 _interrupt = Callback("abort", lambda: False)
 lib.pgg_interrupt_install(_interrupt.function, _interrupt.user_data)
+# a daemon thread that still computes when the interpreter is gone must not ask it
+atexit.register(lib.pgg_interrupt_install, ffi.NULL, ffi.NULL)
