@@ -45,14 +45,14 @@ def _source(*, pinned: bool = False) -> None:
 
 def build_wheel(wheel_directory: str, config_settings: Any = None, metadata_directory: str | None = None) -> str:
     _source()
-    return _build.build_wheel(wheel_directory, config_settings, metadata_directory)
+    return str(_build.build_wheel(wheel_directory, config_settings, metadata_directory))
 
 
 def build_editable(wheel_directory: str, config_settings: Any = None, metadata_directory: str | None = None) -> str:
     _source()
-    return _build.build_editable(wheel_directory, config_settings, metadata_directory)
+    return str(_build.build_editable(wheel_directory, config_settings, metadata_directory))
 
 
 def build_sdist(sdist_directory: str, config_settings: Any = None) -> str:
     _source(pinned=True)
-    return _build.build_sdist(sdist_directory, config_settings)
+    return str(_build.build_sdist(sdist_directory, config_settings))

@@ -114,7 +114,7 @@ class Job:
         assert gg.nmse(got.reshape(want.shape), want) < 1e-10, self.name
 
 
-@pytest.mark.parametrize("a, b", itertools.permutations(BUILD, 2))
+@pytest.mark.parametrize("a, b", list(itertools.permutations(BUILD, 2)))
 def test_two_graphs_in_turns(shared: tuple[gg.MetaDevice, gg.Weights], a: str, b: str) -> None:
     first = Job(*shared, a)
     first.run(0)
