@@ -6,12 +6,17 @@
 #include <atomic>
 #include <chrono>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <exception>
 #include <mutex>
 #include <new>
 #include <string>
+
+#if defined(__GLIBC__)
+#    include <unistd.h>
+#endif
 
 #if !defined(_WIN32)
 #    include <pthread.h>
@@ -223,6 +228,12 @@ void pgg_guard_enter(void) {
 
 void pgg_guard_leave(void) {
     state.depth--;
+}
+
+void pgg_exit_at_once(void) {
+#if defined(__GLIBC__)
+    on_exit([](int status, void *) { fflush(nullptr); _exit(status); }, nullptr); // before all that is registered already
+#endif
 }
 
 static thread_local bool freeing = false;

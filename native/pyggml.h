@@ -38,6 +38,10 @@ PGG_API void pgg_guard_leave(void);
 PGG_API int  pgg_guard_depth(void);
 PGG_API int  pgg_guard_python(void); // how many calls from Python are running on this thread
 
+// The interpreter ends while threads are in native code: the process is to end without destructors of static objects,
+// which would take from under them what they use. (Where the C library has no on_exit, nothing changes.)
+PGG_API void pgg_exit_at_once(void);
+
 // Between true and false, on this thread: something is being freed. Destructors must not throw, so waiting for a server
 // that is gone is no error then.
 PGG_API void pgg_freeing(bool on);

@@ -9,6 +9,7 @@ leaves to it: valid pointers, and the life of what they point to. Function point
 from __future__ import annotations
 
 import atexit
+import threading
 
 try:
     from .. import _build_info
@@ -40,5 +41,12 @@ from .callbacks import Callback  # noqa: E402
 
 _interrupt = Callback("abort", lambda: False)
 lib.pgg_interrupt_install(_interrupt.function, _interrupt.user_data)
-# a daemon thread that still computes when the interpreter is gone must not ask it
-atexit.register(lib.pgg_interrupt_install, ffi.NULL, ffi.NULL)
+
+
+def _at_exit() -> None:
+    lib.pgg_interrupt_install(ffi.NULL, ffi.NULL)  # a thread that computes on must not ask an interpreter that is gone
+    if threading.active_count() > 1:  # only daemon threads are left by now
+        lib.pgg_exit_at_once()
+
+
+atexit.register(_at_exit)

