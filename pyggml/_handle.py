@@ -5,13 +5,13 @@ from __future__ import annotations
 import atexit
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any
 
 from .errors import BusyError, ClosedError, ForkError, PoisonedError
 
-__all__ = ["Handle"]
+__all__ = ["Borrowed", "Handle"]
 
 
 _exit_is_watched = False
@@ -45,6 +45,8 @@ class Handle:
         """What ``close()`` calls. ``free`` must not refer to the handle itself."""
         global _exit_is_watched
         self._busy = threading.Lock()  # not reentrant: a callback of a run must not use or free what runs
+        self._lending = threading.Lock()
+        self._n_lent = 0
         self._finalizer = weakref.finalize(self, _free, free, *arguments)
         if not _exit_is_watched:
             _exit_is_watched = True
@@ -66,7 +68,10 @@ class Handle:
         if not self._busy.acquire(blocking=False):
             raise BusyError(f"this {type(self).__name__} cannot be closed while it runs: wait for the run to return")
         try:
-            self._finalizer()
+            with self._lending:
+                if self._n_lent:
+                    raise BusyError(f"this {type(self).__name__} cannot be closed while a graph runs on it: wait for the run to return")
+                self._finalizer()
         finally:
             self._busy.release()
 
@@ -83,6 +88,17 @@ class Handle:
         """A context in which the handle belongs to this thread; an exception inside of it poisons the handle."""
         self._check_open()
         return _InUse(self)
+
+    def _lend(self) -> None:
+        """Until `_give_back`, it cannot be closed: a run of something else stands on it. Any number of borrowers."""
+        with self._lending:
+            if self.closed:
+                raise ClosedError(f"{type(self).__name__} is closed: it cannot be used any more")
+            self._n_lent += 1
+
+    def _give_back(self) -> None:
+        with self._lending:
+            self._n_lent -= 1
 
     def __enter__(self) -> Any:
         self._check_open()
@@ -107,3 +123,25 @@ class _InUse:
         if error is not None and not isinstance(error, ForkError):  # refused before anything happened
             self.handle._poison = f"{type(error).__name__}: {error}"
         self.handle._busy.release()
+
+
+class Borrowed:
+    """Handles that must stay open while a block runs."""
+
+    __slots__ = ("handles",)
+
+    def __init__(self, handles: Iterable[Handle]) -> None:
+        self.handles = list(handles)
+
+    def __enter__(self) -> None:
+        for i, handle in enumerate(self.handles):
+            try:
+                handle._lend()
+            except BaseException:
+                for lent in self.handles[:i]:
+                    lent._give_back()
+                raise
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self.handles:
+            handle._give_back()

@@ -16,7 +16,7 @@ from . import _indices
 from ._arguments import tensor_name, whole
 from ._ffi import ffi, lib, non_null
 from ._ffi.callbacks import Callback
-from ._handle import Handle
+from ._handle import Borrowed, Handle
 from .device import Device, default_threads
 from .dtype import DTypeLike, as_dtype
 from .errors import ArgumentError, ClosedError, DeviceError, OutOfMemoryError, ShapeError, UnsupportedError
@@ -283,12 +283,19 @@ class Graph(Handle):
             checks = self._checks
         for check in checks:
             check.verify(values)
-        with self._in_use():
+        with self._in_use(), Borrowed(self._stands_on()):
             self._allocate()
             for name, port in self._ports.items():
                 port.write(values[name])
             self._compute()
             return {name: port.read() for name, port in self._results.items()}
+
+    def _stands_on(self) -> list[Handle]:
+        """What must not be closed while it runs."""
+        below: list[Handle] = list(self._weights.values())
+        if isinstance(self.device, MetaDevice):
+            below.append(self.device)
+        return below
 
     @contextlib.contextmanager
     def observed(self, observer: Callable[[str, str, bytes], object]) -> Iterator[None]:
@@ -339,6 +346,10 @@ class Graph(Handle):
         return copy
 
     def _copy_to(self, copy: Graph, values: bool, keep_all: bool) -> None:
+        with Borrowed(self._stands_on()):
+            self._copy_nodes(copy, values, keep_all)
+
+    def _copy_nodes(self, copy: Graph, values: bool, keep_all: bool) -> None:
         known: dict[int, Any] = {}
 
         def key(ptr: Any) -> int:
