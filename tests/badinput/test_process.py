@@ -14,6 +14,8 @@ from pyggml.testing import tiny_gguf
 
 PREPARE = """
 import os, signal, sys, threading, time
+# a shell that starts jobs in the background lets them ignore Ctrl-C
+signal.signal(signal.SIGINT, signal.default_int_handler)
 import numpy as np
 import pyggml as gg
 path, where = sys.argv[1], sys.argv[2]

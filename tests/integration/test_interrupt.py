@@ -9,6 +9,8 @@ import pytest
 
 SCRIPT = """
 import os, signal, sys, threading, time
+# a shell that starts jobs in the background lets them ignore Ctrl-C
+signal.signal(signal.SIGINT, signal.default_int_handler)
 import numpy as np
 import pyggml as gg
 
