@@ -6,7 +6,7 @@ import pyggml as gg
 
 rng = np.random.default_rng(0)
 meta = gg.MetaDevice(
-    gg.virtual_cpus(2),  # or gg.devices("CUDA"), gg.rpc("10.0.0.2:50052"), gg.simulated("rtx3090", n=2)
+    gg.virtual_cpus(2),  # or gg.devices("CUDA"), gg.rpc("10.0.0.2:50052"), or unlike ones together
     rules=[
         gg.rule("ffn_up", "S1 3:1"),  # along ggml's axis 1, three quarters on the first device
         gg.rule("ffn_down", "S0 3:1"),  # along axis 0; other shares than ffn_up's would be an error that says so

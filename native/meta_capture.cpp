@@ -169,7 +169,7 @@ static std::string in_words(const std::string & reason) {
         { "src_ss[0].axis == GGML_BACKEND_SPLIT_AXIS_2", "src0 must be split by heads (axis 2)" },
         { "kv_split || kv_mirrored", "K and V must both be split by heads (axis 2), or both be mirrored" },
         { "concat_axis != src_ss", "it is split along the axis that is joined" },
-        { "split_state.ne[j] % div == 0", "the shares do not come out in whole indices" },
+        { "split_state.ne[j] % div == 0", "the shares do not come out in whole indices (a head must not be cut)" },
         { "== sum * tensor->ne[split_state.axis]", "its sources have different shares of the split axis" },
         { "view of permuted tensor not implemented", "a view of a permuted tensor cannot be followed" },
         { "src_ss[0].n_segments == 1", "a tensor in several segments cannot be reshaped so" },
@@ -222,6 +222,17 @@ static std::string usual_repair(const ggml_tensor * t, size_t n) {
         case GGML_OP_RMS_NORM:
         case GGML_OP_L2_NORM:
             return "whole rows: any split but along axis 0";
+        case GGML_OP_RESHAPE:
+        case GGML_OP_VIEW:
+            return "shares of the weight in whole heads (rule(..., granularity=<a head's size>)), or mirror it";
+        case GGML_OP_SOFT_MAX:
+            return t->src[1] ? "ggml cannot split SOFT_MAX with a whole mask: add the mask (ADD) and take SOFT_MAX without one, or use FLASH_ATTN_EXT"
+                             : "any split but along axis 0";
+        case GGML_OP_DIAG_MASK_INF:
+        case GGML_OP_DIAG_MASK_ZERO:
+            return "ggml cannot split this op: add a mask (ADD) instead, or use FLASH_ATTN_EXT";
+        case GGML_OP_SET_ROWS:
+            return "give the cache the split of what is written (its own rule, such as 'cache=M'), or the other way around";
         case GGML_OP_NONE:
             return "shares that are multiples of the type's block along axis 0 and add up to the length of the axis";
         default:

@@ -68,14 +68,14 @@ def _model_options(command: Callable[..., Any]) -> Callable[..., Any]:
                      help="Devices, separated by commas: vcpu:2 (virtual CPUs), sim:2@24GiB (simulated), CUDA0,CUDA1, Vulkan, rpc:HOST:PORT."),
         click.option("-sm", "--split-mode", type=_MODES, default="tensor", show_default=True, help="How the model is spread over the devices."),
         click.option("-ts", "--tensor-split", type=_Shares(), default=None, help="Shares of the devices, such as 3,1. Default: even."),
-        click.option("-c", "--ctx-size", type=click.IntRange(1), default=512, show_default=True, help="Tokens in the context."),
+        click.option("-c", "--ctx-size", type=click.IntRange(1, 1 << 24), default=512, show_default=True, help="Tokens in the context."),
         click.option("-b", "--batch-size", type=click.IntRange(1), default=512, show_default=True, help="Tokens decoded at once."),
         click.option("-ctk", "--cache-type-k", default="f16", show_default=True, help="Format of the K cache."),
         click.option("-ctv", "--cache-type-v", default="f16", show_default=True, help="Format of the V cache."),
         click.option("-fa", "--flash-attn", type=click.Choice(["on", "off", "auto"]), default="auto", show_default=True, help="Flash attention; tensor mode needs it."),
         click.option("-t", "--threads", type=click.IntRange(1, 512), default=None, help="Threads of the CPU device. Default: all cores."),
         click.option("--rule", "rules", type=_RuleType(), multiple=True,
-                     help="A split of your own for weights whose name matches, in front of llama.cpp's rules: 'ffn_up=S1 3:1', 'attn=M'. May be given several times."),
+                     help="A split of your own for weights whose name matches, in front of llama.cpp's rules, KV caches included: --rule 'ffn=M', or --rule 'ffn_(up|gate)=S1 3:1' --rule 'ffn_down=S0 3:1', or --rule attn=M --rule cache=M."),
     ]  # fmt: skip
     for option in reversed(options):
         command = option(command)
@@ -172,7 +172,7 @@ def devices() -> None:
 @click.option("--arch", default="llama", show_default=True, help="Architecture of the model that is made: llama, qwen3, qwen35.")
 @click.option("--moe", is_flag=True, help="A mixture of 8 experts, 2 of them used (llama).")
 @click.option("--tokens", type=click.IntRange(1, 512), default=32, show_default=True, help="Tokens of the prompt.")
-@click.option("--seed", default=0, show_default=True, help="Seed of weights and prompt.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of weights and prompt.")
 @click.pass_context
 def demo(ctx: click.Context, /, device: str, tensor_split: tuple[float, ...] | None, arch: str, moe: bool, tokens: int, seed: int) -> None:
     """Make a small GGUF model, split it, show the plan, and compare it with one device. Needs no file.
@@ -184,7 +184,11 @@ def demo(ctx: click.Context, /, device: str, tensor_split: tuple[float, ...] | N
     from .testing import tiny_gguf
 
     n = len(parse_devices(device))
-    shares = tuple(int(s) for s in tensor_split) if tensor_split else (1,) * n
+    shares = (1,) * n
+    if tensor_split:
+        if any(s != int(s) for s in tensor_split):
+            raise click.BadParameter("the demo makes a model that fits the shares exactly: whole numbers, such as 3,1", ctx, param_hint="-ts")
+        shares = tuple(int(s) for s in tensor_split)
     with tempfile.TemporaryDirectory(prefix="pyggml-demo-") as folder:
         model = tiny_gguf(Path(folder) / f"tiny-{arch}.gguf", arch, moe=moe, n_layer=4, seed=seed, shares=(shares,))
         click.echo(f"{model.path.name}: {arch}, {model.n_layer} layers, {model.n_head} heads ({model.n_head_kv} KV), n_ff {model.n_ff}, {model.n_bytes / 2**20:.1f} MiB")
@@ -225,7 +229,7 @@ def plan(model: str, n_tokens: int, n_past: int, json_file: str | None, detail: 
 @_model_options
 @click.option("--against", default=None, metavar="DEVICE", help="The one device to compare with. Default: the first of --device alone.")
 @click.option("--tokens", type=click.IntRange(1), default=32, show_default=True, help="Tokens of the prompt (random ids).")
-@click.option("--seed", default=0, show_default=True, help="Seed of the prompt.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the prompt.")
 @click.option("--attn-f32", is_flag=True, help="Keep an F32 cache in F32 for flash attention, where llama.cpp rounds it to F16.")
 @click.option("--tolerance", type=click.FloatRange(0), default=None, help=f"Largest NMSE. Default: {F32_TOLERANCE:g} where everything is F32 (with --attn-f32), else {OTHER_TOLERANCE:g}.")
 @click.pass_context
@@ -314,9 +318,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         click.echo("interrupted", err=True)
         sys.exit(130)
-    except BrokenPipeError:  # the reader has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has seen enough
+            sys.exit(141)
+        click.echo(f"pyggml: {error}", err=True)
+        sys.exit(2)
+
 
 
 if __name__ == "__main__":

@@ -95,12 +95,15 @@ def _difference(name: str, op: str, a: npt.NDArray[Any], b: npt.NDArray[Any]) ->
     with np.errstate(invalid="ignore", over="ignore"):
         delta = np.abs(np.asarray(a, np.float64) - np.asarray(b, np.float64))
     finite = delta[np.isfinite(delta)]
+    if not finite.size and delta.size:
+        return NodeDifference(name, op, float("inf"), float("nan"))  # not a single number: nothing was compared
     return NodeDifference(name, op, nmse(a, b), float(finite.max()) if finite.size else 0.0)
 
 
 def random_inputs(graph: Graph, seed: int = 0) -> dict[str, npt.NDArray[Any]]:
-    """Values for a graph's inputs: normal numbers, and zeros for integer inputs (indices in range)."""
+    """Values for a graph's inputs: normal numbers; integers in the range that their use as indices allows, else 0 to 7."""
     rng = np.random.default_rng(seed)
+    limits = graph.index_limits()
     out: dict[str, npt.NDArray[Any]] = {}
     for name, tensor in graph.inputs.items():
         kind = tensor.dtype.numpy
@@ -109,7 +112,7 @@ def random_inputs(graph: Graph, seed: int = 0) -> dict[str, npt.NDArray[Any]]:
         if np.dtype(kind).kind == "f":
             out[name] = rng.standard_normal(tensor.shape).astype(kind)
         else:
-            out[name] = np.zeros(tensor.shape, kind)
+            out[name] = rng.integers(0, limits.get(name, 8), tensor.shape).astype(kind)
     return out
 
 
@@ -125,7 +128,7 @@ def compare(
 
     Args:
         on: the device to compare with, usually one device such as ``cpu()``.
-        inputs: values; None: random ones (integer inputs are zero).
+        inputs: values; None: random ones (integers in the range that their use as indices allows).
         tolerance: the largest NMSE of an output.
 
     Returns:

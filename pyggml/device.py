@@ -206,7 +206,7 @@ def virtual_cpus(n: int, threads: int = 1, memory: int | None = None, first: int
     Args:
         n: how many, 1 to 64.
         threads: threads of each device.
-        memory: bytes that each may allocate; None: what the host has. Counts for devices that are made by this call.
+        memory: bytes that each may allocate from now on; None: what the host has.
         first: the number of the first one; the same number is always the same device.
     """
     if not n >= 1 or first < 0 or first + n > _MAX_VIRTUAL:
@@ -217,7 +217,7 @@ def virtual_cpus(n: int, threads: int = 1, memory: int | None = None, first: int
         whole("virtual_cpus(): memory", memory, 0, _MAX_BYTES)
     found = []
     for i in range(first, first + n):
-        ptr = non_null(lib.pgg_vcpu_device(i, threads, memory or 0), f"virtual CPU device {i} cannot be made", DeviceError)
+        ptr = non_null(lib.pgg_vcpu_device(i, threads, memory if memory is not None else cpu().memory.total), f"virtual CPU device {i} cannot be made", DeviceError)
         lib.pgg_vcpu_set_threads(ptr, threads)
         found.append(Device(ptr))
     return found
@@ -328,8 +328,8 @@ def parse_devices(spec: str | Sequence[Device] | Device) -> list[Device]:
             n = int(match[1])
             found += virtual_cpus(n, threads=int(match[2] or 1), first=n_virtual)
             n_virtual += n
-        elif match := re.fullmatch(r"sim:(\d+)(?:@(\d+(?:\.\d+)?)(GiB|G|MiB|M)?)?", word, re.IGNORECASE):
-            unit = 1 << 20 if (match[3] or "G").upper().startswith("M") else _GIB
+        elif match := re.fullmatch(r"sim:(\d+)(?:@(\d+(?:\.\d+)?)([KMGT])?(?:i?B)?)?", word, re.IGNORECASE):
+            unit = {"K": 1 << 10, "M": 1 << 20, "G": _GIB, "T": 1 << 40}[(match[3] or "G").upper()]
             found += simulated("SIM", n=int(match[1]), memory=int(float(match[2] or 0) * unit))
         elif word.lower().startswith("rpc:"):
             found += rpc(word[4:])

@@ -20,7 +20,7 @@ from ._handle import Borrowed, Handle
 from .device import Device, default_threads
 from .dtype import DTypeLike, as_dtype
 from .errors import ArgumentError, ClosedError, DeviceError, OutOfMemoryError, ShapeError, UnsupportedError
-from .meta import MetaDevice, Target, check_device_open, check_target, target_devices, twins
+from .meta import MetaDevice, Target, check_device_open, check_target, refuse_simulated, target_devices, twins
 from .plan import SplitPlan
 from .tensor import MAX_ELEMENTS, Tensor, as_bytes, read_tensor
 from .weights import Weights
@@ -61,6 +61,7 @@ class Graph(Handle):
         )
         non_null(ctx, "ggml_init failed", OutOfMemoryError)
         self._state = _State(ctx)
+        self._simulated = any(d.is_simulated for d in target_devices(device))
         self._own(_State.free, self._state)
         self._ctx = ctx
         self._nodes: dict[int, Tensor] = {}
@@ -285,10 +286,33 @@ class Graph(Handle):
             check.verify(values)
         with self._in_use(), Borrowed(self._stands_on()):
             self._allocate()
-            for name, port in self._ports.items():
-                port.write(values[name])
-            self._compute()
-            return {name: port.read() for name, port in self._results.items()}
+            if not self._simulated:
+                for name, port in self._ports.items():
+                    port.write(values[name])
+                self._compute()
+                return {name: port.read() for name, port in self._results.items()}
+        refuse_simulated(self.device, "nothing was computed")
+        raise AssertionError  # not reached: the line before raises
+
+    def index_limits(self) -> dict[str, int]:
+        """For every input that holds row or expert indices: what they must be below."""
+        self._check_open()
+        with _Expanded(self) as graph:
+            checks = _indices.checks(self, graph)
+        limits: dict[str, int] = {}
+        for check in checks:
+            limits[check.root] = min(check.limit, limits.get(check.root, check.limit))
+        return limits
+
+    def _check_readable(self, tensor: Tensor) -> None:
+        refuse_simulated(self.device, f"tensor {tensor.name!r} has no value")
+        ptr = tensor.ptr
+        root = ptr.view_src if ptr.view_src != ffi.NULL else ptr
+        if self._cgraph is not None and not root.flags & lib.GGML_TENSOR_FLAG_OUTPUT and root.buffer != ffi.NULL:
+            raise ArgumentError(
+                f"{tensor.name!r} is no output of this graph: its memory is used again while the graph runs. "
+                "Name it with graph.output(name, tensor), or see every node with graph.observed(...)"
+            )
 
     def _stands_on(self) -> list[Handle]:
         """What must not be closed while it runs."""

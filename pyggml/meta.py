@@ -12,7 +12,7 @@ from ._ffi.callbacks import Callback
 from ._handle import Handle
 from .device import MAX_META_DEVICES, Device, parse_devices, twin
 from .dtype import DTYPES_BY_ID
-from .errors import ArgumentError, ClosedError
+from .errors import ArgumentError, ClosedError, UnsupportedError
 from .split import MIRRORED, Decision, Rule, decide, rule, tensor_info, write_state
 
 __all__ = ["MetaDevice", "Target"]
@@ -124,6 +124,13 @@ def check_device_open(user: object, target: Target) -> None:
 def target_devices(target: Target) -> tuple[Device, ...]:
     """The single devices of a target."""
     return target.devices if isinstance(target, MetaDevice) else (target,)
+
+
+def refuse_simulated(target: Target, what: str) -> None:
+    """Raises UnsupportedError where a simulated device is among the target's: it computes nothing and keeps nothing."""
+    names = [d.name for d in target_devices(target) if d.is_simulated]
+    if names:
+        raise UnsupportedError(f"{what}: {', '.join(names)} is simulated, for plans; run it on real or virtual devices, such as vcpu:2")
 
 
 def _policy_of(rules: tuple[Rule, ...], n_devices: int, decisions: dict[str, Decision]) -> Any:

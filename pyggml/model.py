@@ -23,7 +23,7 @@ from .device import MAX_META_DEVICES, Device, default_threads, parse_devices
 from .dtype import DTYPES_BY_ID, DTypeLike, as_dtype
 from .errors import ArgumentError, DTypeError, Error, IndexRangeError, ModelError, OutOfMemoryError, UnsupportedError
 from .gguf_check import GGUFInfo, check_gguf
-from .meta import MetaDevice, twins
+from .meta import MetaDevice, refuse_simulated, twins
 from .plan import SplitPlan
 from .split import Decision, Rule, decide, tensor_info, write_state
 
@@ -88,6 +88,8 @@ class ModelOptions:
                 raise UnsupportedError("split_mode='tensor' needs flash attention: flash_attn='on' or 'auto'")
         if self.tensor_split is not None:
             shares = self.tensor_split
+            if self.split_mode == "none":
+                raise ArgumentError("tensor_split is for split_mode='tensor' or 'layer'; split_mode is 'none', which takes the first device alone")
             if len(shares) != n_devices:
                 raise ArgumentError(f"tensor_split has {len(shares)} shares, there are {n_devices} devices")
             if not all(np.isfinite(s) and s >= 0 for s in shares) or sum(shares) <= 0:
@@ -217,6 +219,8 @@ class Model(Handle):
             IndexRangeError: a token is not in the vocabulary. ArgumentError: none, or more than the context holds.
         """
         ids = self._check_tokens(tokens)
+        for device in self.devices:
+            refuse_simulated(device, f"{self.path.name}: no logits were computed")
         with self._in_use():
             loaded = self._loaded
             watch = loaded.observe(observer) if observer is not None else contextlib.nullcontext()

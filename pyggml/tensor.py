@@ -122,10 +122,13 @@ class Tensor(TensorMethods):
     def numpy(self, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
         """A copy of the value, assembled from all devices. Formats without a numpy dtype come out as float32.
 
+        Of a graph only outputs can be read: the memory of other nodes is used again while it runs.
+
         Args:
             out: where to put it; an array in C order with the shape and dtype of the result. Large values that are
                 read again and again are read about twice as fast into memory that is already there.
         """
+        self.owner._check_readable(self)
         return read_tensor(self.ptr, self.dtype, self.ne, out)
 
     def __repr__(self) -> str:
@@ -161,7 +164,7 @@ class Slice:
 
     def numpy(self) -> npt.NDArray[Any]:
         """A copy of this device's part."""
-        self._tensor.owner  # noqa: B018
+        self._tensor.owner._check_readable(self._tensor)
         return read_tensor(self._ptr, self._tensor.dtype)
 
     def __repr__(self) -> str:

@@ -16,7 +16,7 @@ from ._ffi import ffi, lib, non_null
 from ._handle import Handle
 from .dtype import DType, QuantizedArray, as_dtype
 from .errors import ArgumentError, DTypeError, FileFormatError, OutOfMemoryError, ShapeError
-from .meta import MetaDevice, Target, check_device_open, check_target
+from .meta import MetaDevice, Target, check_device_open, check_target, refuse_simulated
 from .tensor import MAX_ELEMENTS, Tensor, as_bytes
 
 __all__ = ["Weights"]
@@ -153,6 +153,9 @@ class Weights(Handle, Mapping[str, Tensor]):
     def _check_open(self) -> None:
         super()._check_open()
         check_device_open(self, self.device)
+
+    def _check_readable(self, tensor: Tensor) -> None:
+        refuse_simulated(self.device, f"weight {tensor.name!r} has no value")
 
     @property
     def bytes_per_device(self) -> tuple[int, ...]:
