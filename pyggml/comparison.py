@@ -103,7 +103,7 @@ def _difference(name: str, op: str, a: npt.NDArray[Any], b: npt.NDArray[Any]) ->
 def random_inputs(graph: Graph, seed: int = 0) -> dict[str, npt.NDArray[Any]]:
     """Values for a graph's inputs: normal numbers; integers in the range that their use as indices allows, else 0 to 7."""
     rng = np.random.default_rng(seed)
-    limits = graph.index_limits()
+    limits = graph._index_limits()
     out: dict[str, npt.NDArray[Any]] = {}
     for name, tensor in graph.inputs.items():
         kind = tensor.dtype.numpy

@@ -294,7 +294,7 @@ class Graph(Handle):
         refuse_simulated(self.device, "nothing was computed")
         raise AssertionError  # not reached: the line before raises
 
-    def index_limits(self) -> dict[str, int]:
+    def _index_limits(self) -> dict[str, int]:
         """For every input that holds row or expert indices: what they must be below."""
         self._check_open()
         with _Expanded(self) as graph:
