@@ -64,7 +64,14 @@ def _tool(name: str) -> str:
 
 def _run(command: list[str]) -> None:
     result = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", check=False
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        check=False,
+        # cmake --install takes files for the same whose times differ by less than a second
+        env={**os.environ, "CMAKE_INSTALL_ALWAYS": "1"},
     )
     if result.returncode != 0:
         raise ImportError(

@@ -16,7 +16,7 @@ try:
 except ImportError:
     pass  # nothing is built: said below
 else:
-    if _build_info.EDITABLE is not None:
+    if getattr(_build_info, "EDITABLE", None) is not None:
         from .._editable import refresh
 
         refresh(_build_info)

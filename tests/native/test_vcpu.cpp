@@ -472,6 +472,9 @@ std::string registry_with(const std::string & environment) {
         out += (char) c;
     }
     pclose(f);
+    while (out.rfind("ggml_", 0) == 0) { // what other backends say when they look for devices
+        out.erase(0, out.find('\n') + 1);
+    }
     return out;
 }
 
