@@ -16,7 +16,6 @@ import numpy as np
 from _bench import Row, alternate, parser, ratio, seconds, show
 
 import pyggml
-from pyggml import lib
 from pyggml.testing.tiny import tiny_gguf
 
 SHAPE = {"n_layer": 12, "n_embd": 768, "n_head": 12, "n_head_kv": 4, "head_dim": 64, "n_ff": 3072, "n_vocab": 32000}
@@ -30,22 +29,21 @@ class Side:
             path, device, split_mode="tensor" if device else "none", n_ctx=n_prompt + n_tokens, n_batch=n_prompt,
             flash_attn="on", threads=threads,
         )  # fmt: skip
+        self.context = self.model.default_context
         rng = np.random.default_rng(0)
         self.prompt = rng.integers(0, SHAPE["n_vocab"], n_prompt, dtype=np.int32)
         self.tokens = rng.integers(0, SHAPE["n_vocab"], (n_tokens, 1), dtype=np.int32)
 
     def prefill(self) -> float:
-        loaded = self.model._loaded
-        lib.llama_memory_clear(lib.llama_get_memory(loaded.ctx), False)
-        return len(self.prompt) / seconds(lambda: loaded.decode(self.prompt, 0, all_logits=False))
+        self.context.clear()
+        return len(self.prompt) / seconds(lambda: self.context.decode(self.prompt))
 
     def decode(self) -> float:
-        loaded, n = self.model._loaded, len(self.prompt)
-        lib.llama_memory_seq_rm(lib.llama_get_memory(loaded.ctx), 0, n, -1)
+        self.context.seq_rm(0, len(self.prompt))
 
         def work() -> None:
-            for i, token in enumerate(self.tokens):
-                loaded.decode(token, n + i, all_logits=False)
+            for token in self.tokens:
+                self.context.decode(token)
 
         return len(self.tokens) / seconds(work)
 

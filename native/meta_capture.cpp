@@ -156,7 +156,7 @@ std::string describe(const device_record & record, const graph_cut & cut) {
     return out + "]}";
 }
 
-// upstream's assertions, in words
+// upstream's assertions, in words; empty for a reason that has none
 static std::string in_words(const std::string & reason) {
     static const struct { const char * text; const char * words; } TABLE[] = {
         { "split_states_equal(src_ss[0], src_ss[1])", "the devices have other shares of src0 than of src1 along the axis that both are split along" },
@@ -177,10 +177,10 @@ static std::string in_words(const std::string & reason) {
     };
     for (const auto & row : TABLE) {
         if (reason.find(row.text) != std::string::npos) {
-            return std::string(row.words) + " (" + reason + ")";
+            return row.words;
         }
     }
-    return reason;
+    return "";
 }
 
 static std::string shape(const ggml_tensor * t) {
@@ -243,7 +243,9 @@ static std::string usual_repair(const ggml_tensor * t, size_t n) {
 std::string split_message(const ggml_tensor * t, const std::string & reason, const std::string & repair) {
     const device_record * record = t->buffer ? record_of(ggml_backend_buft_get_device(t->buffer->buft)) : nullptr;
     const size_t n = record ? record->devices.size() : 1;
-    std::string out = std::string("illegal split at node '") + t->name + "' (" + ggml_op_desc(t) + ", " + shape(t) + "): " + in_words(reason);
+    std::string out = std::string("illegal split at node '") + t->name + "' (" + ggml_op_desc(t) + ", " + shape(t) + "): ";
+    const std::string words = in_words(reason);
+    out += words.empty() ? reason : words;
     for (int i = 0; i < GGML_MAX_SRC; i++) {
         const ggml_tensor * s = t->src[i];
         if (!s || s == t) {
@@ -257,7 +259,8 @@ std::string split_message(const ggml_tensor * t, const std::string & reason, con
             out += "?";
         }
     }
-    return out + "; legal repair: " + (repair.empty() ? usual_repair(t, n) : repair);
+    out += "; legal repair: " + (repair.empty() ? usual_repair(t, n) : repair);
+    return words.empty() ? out : out + "\n  ggml: " + reason; // at the end, for those who know it
 }
 
 } // namespace pgg

@@ -174,6 +174,8 @@ PGG_API void               pgg_sim_release(ggml_backend_dev_t dev);
 PGG_API bool               pgg_sim_is(ggml_backend_dev_t dev);
 PGG_API void               pgg_sim_stats(ggml_backend_dev_t dev, struct pgg_device_stats * stats);
 PGG_API void               pgg_sim_stats_reset(ggml_backend_dev_t dev);
+// while it is on, simulated devices give this thread memory that they do not have: to see how much would be needed
+PGG_API void               pgg_sim_unlimited(bool on);
 
 //
 // host_plan.cpp: while a thread plans, the host allocates and computes nothing either

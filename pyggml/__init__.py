@@ -94,7 +94,11 @@ if TYPE_CHECKING:
     )
     from .graph import Graph as Graph
     from .meta import MetaDevice as MetaDevice
+    from .model import Context as Context
+    from .model import ContextOptions as ContextOptions
     from .model import Model as Model
+    from .model import ModelOptions as ModelOptions
+    from .model import plan_model as plan_model
     from .plan import SplitPlan as SplitPlan
     from .split import Rule as Rule
     from .split import Segment as Segment
@@ -114,7 +118,7 @@ _HOMES = {
     "dtype": ("DType", "QuantizedArray", "as_dtype", "dequantize", "quantize"),
     "graph": ("Graph",),
     "meta": ("MetaDevice",),
-    "model": ("Model",),
+    "model": ("Context", "ContextOptions", "Model", "ModelOptions", "plan_model"),
     "plan": ("SplitPlan",),
     "split": ("Rule", "Segment", "Split", "SplitState", "TensorInfo", "rule"),
     "tensor": ("Tensor",),

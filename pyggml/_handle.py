@@ -5,7 +5,8 @@ from __future__ import annotations
 import atexit
 import threading
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -84,10 +85,23 @@ class Handle:
                 f"It failed with: {self._poison}"
             )
 
-    def _in_use(self) -> _InUse:
-        """A context in which the handle belongs to this thread; an exception inside of it poisons the handle."""
+    def _in_use(self, *, poisons: bool = True) -> _InUse:
+        """A context in which the handle belongs to this thread; an exception inside of it poisons the handle.
+
+        Without ``poisons`` it does not: for checks that need the handle to stand still, in front of `_poisoning`.
+        """
         self._check_open()
-        return _InUse(self)
+        return _InUse(self, poisons)
+
+    @contextmanager
+    def _poisoning(self) -> Iterator[None]:
+        """An exception inside of it poisons the handle."""
+        try:
+            yield
+        except BaseException as error:
+            if not isinstance(error, ForkError):  # refused before anything happened
+                self._poison = f"{type(error).__name__}: {error}"
+            raise
 
     def _lend(self) -> None:
         """Until `_give_back`, it cannot be closed: a run of something else stands on it. Any number of borrowers."""
@@ -109,8 +123,8 @@ class Handle:
 
 
 class _InUse:
-    def __init__(self, handle: Handle) -> None:
-        self.handle = handle
+    def __init__(self, handle: Handle, poisons: bool) -> None:
+        self.handle, self.poisons = handle, poisons
 
     def __enter__(self) -> None:
         if not self.handle._busy.acquire(blocking=False):
@@ -120,7 +134,7 @@ class _InUse:
             )
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if error is not None and not isinstance(error, ForkError):  # refused before anything happened
+        if self.poisons and error is not None and not isinstance(error, ForkError):
             self.handle._poison = f"{type(error).__name__}: {error}"
         self.handle._busy.release()
 

@@ -150,7 +150,7 @@ def devices() -> None:
     from rich.table import Table
 
     from . import device as d
-    from .report.units import binary
+    from ._units import binary
 
     table = Table(box=None, pad_edge=False)
     for head in ("name", "type", "backend", "memory free / total", "description"):

@@ -8,6 +8,10 @@ Every class derives from :class:`Error` and from the built-in exception that fit
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .plan import SplitPlan
 
 __all__ = [
     "ArgumentError",
@@ -131,6 +135,9 @@ class DeviceLostError(DeviceError):
 
 class OutOfMemoryError(Error, MemoryError):
     """A device, or the host, has not enough memory."""
+
+    plan: SplitPlan | None = None
+    """What would be needed on each device, where a plan was asked for."""
 
 
 class FileFormatError(Error, ValueError):

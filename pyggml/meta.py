@@ -43,7 +43,7 @@ class MetaDevice(Handle):
         if len(set(found)) != len(found):
             raise ArgumentError(f"a device is named twice: {', '.join(d.name for d in found)}")
         self.devices: tuple[Device, ...] = tuple(found)
-        self.rules: tuple[Rule, ...] = tuple(_as_rule(r) for r in rules)
+        self.rules: tuple[Rule, ...] = tuple(as_rule(r) for r in rules)
         self._decisions: dict[str, Decision] = {}
         self._policy = Callback("split_policy", _policy_of(self.rules, len(found), self._decisions))
         with _creation:
@@ -82,7 +82,12 @@ class MetaDevice(Handle):
         return "<MetaDevice (closed)>" if self.closed else f"<{self.name}, {len(self.rules)} rules>"
 
 
-def _as_rule(given: Any) -> Rule:
+def as_rule(given: Any) -> Rule:
+    """A rule, or one made of a pair (pattern, split).
+
+    Raises:
+        ArgumentError: it is neither.
+    """
     if isinstance(given, Rule):
         return given
     if not isinstance(given, (tuple, list)) or len(given) != 2:

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from .._units import binary, counted, ranges
 from ..plan import AllReduce, Detail, PlanLeaf, PlanNode, SplitPlan
 from .fold import Stretch, leafs_first_read, stretches
-from .units import binary, counted, ranges
 
 __all__ = ["COLUMNS", "LAYER_COLUMNS", "PENDING_NOTE", "Row", "columns", "has_pending", "rows", "split_counts"]
 

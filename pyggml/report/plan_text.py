@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from .._units import binary, counted, percent
 from ..plan import Detail, SplitPlan
 from .plan_rows import PENDING_NOTE, Row, columns, has_pending, rows, split_counts
-from .units import binary, counted, percent
 
 __all__ = ["across", "grid", "summary", "table"]
 

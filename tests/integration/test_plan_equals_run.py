@@ -54,13 +54,13 @@ def test_models(tiny: Make, name: str, device: str, shares: tuple[float, ...], n
     options = {**F32, "n_batch": 32}
     with gg.Model(tiny(name), device, split_mode="tensor", tensor_split=shares, **options) as model:
         tokens = np.arange(n_past + n_tokens, dtype=np.int32)
-        loaded = model._loaded  # decode as the plan does: logits of the last token only
+        context = model.default_context  # decode as the plan does: logits of the last token only
         for first in range(0, n_past, 32):
-            loaded.decode(tokens[first : min(first + 32, n_past)], first, all_logits=False)
+            context.decode(tokens[first : min(first + 32, n_past)])
         peak = [d.stats().buffer_bytes_peak for d in devices]
         for d in devices:
             d.reset_stats()
-        loaded.decode(tokens[n_past:], n_past, all_logits=False)
+        context.decode(tokens[n_past:])
         plan = model.plan(n_tokens, n_past)
         got = [d.stats() for d in devices]
         assert [s.graph_computes for s in got] == [len(plan.subgraphs)] * len(devices)
@@ -81,8 +81,8 @@ def test_a_plan_for_memory_counts_what_the_cache_was_filled_with(tiny: Make) -> 
     """A prompt of 20 before the token: the buffers for sums that it needed are still there."""
     devices = gg.parse_devices("vcpu:2")
     with gg.Model(tiny("llama"), "vcpu:2", split_mode="tensor", **F32) as model:
-        model._loaded.decode(np.zeros(20, np.int32), 0, all_logits=False)
-        model._loaded.decode(np.zeros(1, np.int32), 20, all_logits=False)
+        model.default_context.decode(np.zeros(20, np.int32))
+        model.default_context.decode(np.zeros(1, np.int32))
         assert [d.stats().buffer_bytes for d in devices] == [m.total for m in model.plan(1, n_past=20).memory]
 
 

@@ -260,12 +260,12 @@ def test_two_contexts_of_one_model(tiny: Make, name: str, threads: bool) -> None
     tiny_model = tiny(name)
     tokens = [tokens_of(tiny_model, n, n) for n in (11, 4)]
     want = [one_device(tiny_model, t) for t in tokens]
-    with gg.Model(tiny_model, "vcpu:2", split_mode="tensor", tensor_split=(3, 1), **F32) as model, SecondContext(model) as second:
+    with gg.Model(tiny_model, "vcpu:2", split_mode="tensor", tensor_split=(3, 1), **F32) as model, model.context() as second:
 
         def work(i: int) -> Callable[[], None]:
             def call() -> None:
                 for _ in range(5):
-                    got = (model, second)[i].logits(tokens[i])
+                    got = model.logits(tokens[i]) if i == 0 else second.decode(tokens[i], logits="all", from_empty=True)
                     assert gg.nmse(got, want[i]) <= 1e-10
 
             return call
@@ -275,35 +275,7 @@ def test_two_contexts_of_one_model(tiny: Make, name: str, threads: bool) -> None
         else:
             for _ in range(3):
                 for i in (0, 1):
-                    assert gg.nmse((model, second)[i].logits(tokens[i]), want[i]) <= 1e-10
-
-
-class SecondContext:
-    """Another llama.cpp context over the weights of a loaded model."""
-
-    def __init__(self, model: gg.Model) -> None:
-        from pyggml.model import _Loaded
-
-        self.loaded = _Loaded.__new__(_Loaded)
-        self.loaded.__dict__.update(model._loaded.__dict__, _callbacks=[])
-        self.loaded.ctx = gg.ffi.NULL
-        self.n_vocab = model.n_vocab
-        self.loaded._start(model.path, model.options)
-
-    def logits(self, tokens: npt.NDArray[np.int32]) -> Array:
-        lib, ctx = gg.lib, self.loaded.ctx
-        lib.llama_memory_clear(lib.llama_get_memory(ctx), True)
-        self.loaded.decode(tokens, 0, all_logits=True)
-        rows = [np.frombuffer(gg.ffi.buffer(lib.llama_get_logits_ith(ctx, i), 4 * self.n_vocab), np.float32) for i in range(len(tokens))]
-        return np.stack(rows)
-
-    def __enter__(self) -> SecondContext:
-        return self
-
-    def __exit__(self, *details: Any) -> None:
-        gg.lib.llama_free(self.loaded.ctx)
-        for callback in self.loaded._callbacks:
-            callback.close()
+                    assert gg.nmse((model.logits(tokens[i]) if i == 0 else second.decode(tokens[i], logits="all", from_empty=True)), want[i]) <= 1e-10
 
 
 # --- observers

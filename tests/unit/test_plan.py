@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
+from pyggml._units import binary, percent, ranges
 from pyggml.errors import Error, FileFormatError
 from pyggml.plan import PlanKeyError, PlanLeaf, PlanNode, SplitPlan, parse_state
 from pyggml.report.fold import layer_of, stretches
-from pyggml.report.units import binary, percent, ranges
 from pyggml.split import Segment, SplitState
 
 INPUT, OUTPUT, COMPUTE = 1, 2, 16

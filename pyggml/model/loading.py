@@ -1,0 +1,199 @@
+"""llama.cpp's model: what it made of a file, and the meta device that it made for it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from .._ffi import ffi, lib, reason
+from .._ffi.callbacks import Callback
+from ..device import MAX_META_DEVICES, Device
+from ..dtype import DTYPES_BY_ID
+from ..errors import Error, ModelError, OutOfMemoryError
+from ..gguf_check import GGUFInfo
+from ..split import Decision, Rule, decide, tensor_info, write_state
+from .options import ModelOptions, Progress
+
+__all__ = ["LoadedModel", "failure", "freeing", "probe_load", "whole_file"]
+
+
+class LoadedModel:
+    """A ``llama_model`` and its meta device. Freed when the last of its holders, a Model and contexts, lets go of it."""
+
+    def __init__(self, path: Path, devices: Sequence[Device], rules: Sequence[Rule], options: ModelOptions, progress: Progress | None) -> None:
+        self.path = path
+        self.ptr: Any = ffi.NULL
+        self.meta: Any = None
+        """The ``ggml_backend_dev_t`` of the meta device; None outside of tensor mode."""
+        self.decisions: dict[str, Decision] = {}
+        self._callbacks: list[Callback] = []
+        self._holders, self._lock = 1, threading.Lock()
+        try:
+            self._load(devices, rules, options, progress)
+        except BaseException:
+            self.release()
+            raise
+
+    def _load(self, devices: Sequence[Device], rules: Sequence[Rule], options: ModelOptions, progress: Progress | None) -> None:
+        params = ffi.new("struct llama_model_params *", lib.llama_model_default_params())
+        listed = ffi.new("ggml_backend_dev_t[]", [*(d.ptr for d in devices), ffi.NULL])
+        params.devices = listed
+        params.n_gpu_layers = 999 if devices else 0
+        params.split_mode = getattr(lib, f"LLAMA_SPLIT_MODE_{options.split_mode.upper()}")
+        params.main_gpu = 0
+        params.use_extra_bufts = False  # repacked weights round differently; a comparison must compare like with like
+        params.load_mode = lib.LLAMA_LOAD_MODE_MMAP
+        shares = ffi.new("float[]", max(lib.llama_max_devices(), MAX_META_DEVICES))
+        for j, share in enumerate(options.tensor_split or ()):
+            shares[j] = share
+        if options.tensor_split is not None:
+            params.tensor_split = shares
+        # also without a user's function: between two calls Python sees Ctrl-C
+        on_progress = self._keep(Callback("progress", _progress_of(progress)))
+        params.progress_callback, params.progress_callback_user_data = on_progress.function, on_progress.user_data
+        if options.split_mode == "tensor":
+            if rules:
+                policy = self._keep(Callback("split_policy", _policy_of(tuple(rules), len(devices), self.decisions)))
+                lib.pgg_meta_next_policy(policy.function, policy.user_data)
+            else:
+                lib.pgg_meta_next_policy(ffi.NULL, ffi.NULL)
+        try:
+            self.ptr = lib.llama_model_load_from_file(os.fsencode(self.path), params[0])
+            if self.ptr == ffi.NULL:
+                raise failure(f"llama.cpp cannot load {self.path}")
+        finally:
+            if options.split_mode == "tensor":
+                # also of a model that failed: llama.cpp never gives a device back
+                made = lib.pgg_meta_last_device()
+                self.meta = None if made == ffi.NULL else made
+                lib.pgg_meta_next_policy(ffi.NULL, ffi.NULL)
+
+    def _keep(self, callback: Callback) -> Callback:
+        self._callbacks.append(callback)
+        return callback
+
+    @property
+    def vocab(self) -> Any:
+        """The ``const struct llama_vocab *``."""
+        return lib.llama_model_get_vocab(self.ptr)
+
+    def hold(self) -> LoadedModel:
+        """One holder more."""
+        with self._lock:
+            self._holders += 1
+        return self
+
+    def release(self) -> None:
+        """One holder less. The last one frees the model; its meta device can then be used again."""
+        with self._lock:
+            self._holders -= 1
+            if self._holders:
+                return
+        if self.ptr != ffi.NULL:
+            with freeing():
+                lib.llama_model_free(self.ptr)
+            self.ptr = ffi.NULL
+        if self.meta is not None:
+            lib.pgg_meta_device_release(self.meta)
+            self.meta = None
+        for callback in self._callbacks:
+            callback.close()
+
+
+@contextlib.contextmanager
+def freeing() -> Iterator[None]:
+    """llama.cpp's destructors wait for the devices, also for one that is gone: that is no error here."""
+    lib.pgg_freeing(True)
+    try:
+        yield
+    finally:
+        lib.pgg_freeing(False)
+
+
+def _progress_of(progress: Progress | None) -> Callable[[float], bool]:
+    def call(fraction: float) -> bool:
+        if progress is not None:
+            progress(float(fraction))
+        return True
+
+    return call
+
+
+def _policy_of(rules: tuple[Rule, ...], n_devices: int, decisions: dict[str, Decision]) -> Any:
+    def policy(tensor: Any, state: Any) -> bool:
+        info = tensor_info(tensor, DTYPES_BY_ID[tensor.type])
+        decision = decide(rules, info, n_devices)
+        if decision is None:
+            return False  # llama.cpp's own rule
+        decisions[info.name] = decision
+        write_state(decision.state, state, n_devices)
+        return True
+
+    return policy
+
+
+def failure(what: str) -> Error:
+    """The exception for a NULL or a status of llama.cpp, with the reason that it logged."""
+    lines = [line for line in reason() if line.strip()]
+    text = what + "".join(f"\n  log: {line}" for line in lines)
+    joined = " ".join(lines).lower()
+    if "alloc" in joined and ("failed" in joined or "cannot" in joined or "unable" in joined):
+        return OutOfMemoryError(text)
+    return ModelError(text)
+
+
+@contextlib.contextmanager
+def whole_file(info: GGUFInfo) -> Iterator[Path]:
+    """The file, or where it (or a part of it) ends before its tensors do, a sparse copy of its header in full length."""
+    begin: dict[Path, int] = {}
+    end: dict[Path, int] = {}
+    for t in info.tensors:
+        begin[t.path] = min(begin.get(t.path, t.offset), t.offset)
+        end[t.path] = max(end.get(t.path, 0), t.offset + t.nbytes)
+    short = {path for path in end if path.stat().st_size < end[path]}
+    if not short:
+        yield info.path
+        return
+    with tempfile.TemporaryDirectory(prefix="pyggml-") as folder:
+        for path in info.paths:
+            copy = Path(folder) / path.name
+            if path not in short:
+                copy.symlink_to(path.resolve())
+                continue
+            with path.open("rb") as read, copy.open("wb") as write:
+                write.write(read.read(begin[path]))
+                write.truncate(end[path])
+        yield Path(folder) / info.path.name
+
+
+_PROBE = """
+import sys
+sys.path[:] = sys.argv[3:]
+try:
+    import pyggml
+    pyggml.Model(sys.argv[1], n_ctx=int(sys.argv[2]), n_batch=32).close()
+except Exception as error:
+    print(f"{type(error).__name__}: {error}")
+    sys.exit(1)
+"""
+_PROBE_SECONDS = 600
+
+
+def probe_load(path: Path, options: ModelOptions) -> None:
+    """Loads the model on the CPU of a child process, which may die of it."""
+    command = [sys.executable, "-c", _PROBE, os.fspath(path), str(min(options.n_ctx, 64)), *sys.path]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_PROBE_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        raise ModelError(f"{path}: a trial load in a child process did not end within {_PROBE_SECONDS} s") from None
+    if done.returncode != 0:
+        said = done.stdout.strip() or (done.stderr.strip().splitlines() or ["no message"])[-1]
+        how = f"died of signal {-done.returncode}" if done.returncode < 0 else "failed"
+        raise ModelError(f"{path}: a trial load in a child process {how}: {said}")

@@ -1,0 +1,214 @@
+"""The handle that people use for a model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .._ffi import lib
+from .._handle import Handle
+from ..dtype import DTypeLike, as_dtype
+from ..errors import ArgumentError
+from ..gguf_check import GGUFInfo, check_gguf
+from ..meta import MetaDevice, as_rule
+from ..plan import SplitPlan
+from ..split import Decision, Rule
+from .context import Context, Observer, Tokens
+from .loading import LoadedModel, probe_load
+from .options import ContextOptions, Devices, ModelOptions, Progress, check_arch, check_rules, devices_of, shares_of
+from .planning import plan_model
+
+__all__ = ["Model"]
+
+
+class Model(Handle):
+    """A GGUF model, loaded by llama.cpp, with a context for one sequence; `context` makes others.
+
+    Args:
+        path: the GGUF file (of a split one, the first part).
+        device: a `MetaDevice` (its rules stand in front of llama.cpp's own), devices, or words such as ``"vcpu:2"``;
+            None: the CPU.
+        split_mode, tensor_split, n_ctx, n_batch, type_k, type_v, flash_attn, threads, attn_f32: see
+            `ModelOptions`. ``split_mode`` is ``tensor`` on a `MetaDevice`, else ``none``, unless it is given.
+        rules: made by `rule`, or pairs (pattern, split); they stand in front of those of a `MetaDevice`. The first
+            one that is found in the name of a weight or cache decides; llama.cpp's own rules decide the rest.
+        probe: load it in a child process first, so that a file that crashes llama.cpp is an exception here.
+        progress: called with the fraction loaded, 0 to 1.
+
+    Raises:
+        ModelNotFoundError, FileFormatError: there is no such file, or it is corrupt (llama.cpp never sees it then).
+        ModelError: llama.cpp refused it; its reasons are in the message.
+        ArgumentError: rules that match nothing, or outside of tensor mode.
+        SplitError: a rule is illegal. OutOfMemoryError: a device has not enough memory.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        device: Devices | None = None,
+        *,
+        split_mode: str | None = None,
+        tensor_split: Sequence[float] | None = None,
+        rules: Iterable[Rule | tuple[str, str]] = (),
+        n_ctx: int = 512,
+        n_batch: int = 512,
+        type_k: DTypeLike = "f16",
+        type_v: DTypeLike = "f16",
+        flash_attn: str = "auto",
+        threads: int | None = None,
+        attn_f32: bool = False,
+        probe: bool = False,
+        progress: Progress | None = None,
+    ) -> None:
+        options = ModelOptions(
+            ("tensor" if isinstance(device, MetaDevice) else "none") if split_mode is None else split_mode,
+            shares_of(tensor_split),
+            n_ctx,
+            n_batch,
+            as_dtype(type_k).name,
+            as_dtype(type_v).name,
+            flash_attn,
+            threads,
+            bool(attn_f32),
+        )
+        self._open(path, device, options, rules, probe, progress)
+
+    @classmethod
+    def with_options(
+        cls,
+        path: str | os.PathLike[str],
+        device: Devices | None,
+        options: ModelOptions,
+        *,
+        rules: Iterable[Rule | tuple[str, str]] = (),
+        probe: bool = False,
+        progress: Progress | None = None,
+    ) -> Model:
+        """The same from a `ModelOptions`."""
+        self = cls.__new__(cls)
+        self._open(path, device, options, rules, probe, progress)
+        return self
+
+    def _open(
+        self,
+        path: str | os.PathLike[str],
+        device: Devices | None,
+        options: ModelOptions,
+        rules: Iterable[Rule | tuple[str, str]],
+        probe: bool,
+        progress: Progress | None,
+    ) -> None:
+        devices, own = devices_of(device)
+        given = (*(as_rule(r) for r in rules), *own)
+        options.check(len(devices))
+        self.path = Path(path)
+        self.info: GGUFInfo = check_gguf(path)
+        check_arch(self.info, options)
+        check_rules(self.info, options, given)
+        self.devices, self.rules, self.options = devices, given, options
+        if probe:
+            probe_load(self.path, options)
+        self._loaded = LoadedModel(self.path, devices, given, options, progress)
+        self._own(LoadedModel.release, self._loaded)
+        try:
+            self._first = Context(self, options.context)
+        except BaseException:
+            super().close()
+            raise
+
+    def close(self) -> None:
+        """Frees the model. Contexts that `context` made keep working, and keep its weights; they are closed by themselves.
+
+        Raises:
+            BusyError: it is running just now.
+        """
+        if not self.closed and hasattr(self, "_first"):
+            self._first.close()
+        super().close()
+
+    @property
+    def n_vocab(self) -> int:
+        """Tokens in the vocabulary."""
+        self._check_open()
+        return int(lib.llama_vocab_n_tokens(self._loaded.vocab))
+
+    @property
+    def decisions(self) -> dict[str, Decision]:
+        """Tensors that rules of yours (not llama.cpp's) decided: what was asked for and achieved."""
+        return dict(self._loaded.decisions)
+
+    @property
+    def meta_device_ptr(self) -> Any:
+        """The ``ggml_backend_dev_t`` of llama.cpp's meta device, or None outside of tensor mode."""
+        self._check_open()
+        return self._loaded.meta
+
+    @property
+    def default_context(self) -> Context:
+        """The context that `logits` uses. It is closed with the model."""
+        self._check_open()
+        return self._first
+
+    def context(self, options: ContextOptions | None = None, **changes: Any) -> Context:
+        """Another context over the same weights: a cache of its own, for one or several sequences.
+
+        Args:
+            options: None: as the model was loaded.
+            changes: fields of `ContextOptions` that are to differ, such as ``n_seq_max=4`` or ``embeddings=True``.
+
+        Raises:
+            ArgumentError: there is no such option, or its value makes no sense. OutOfMemoryError, ModelError: see `Model`.
+        """
+        return Context(self, changed(options or self.options.context, changes))
+
+    def logits(self, tokens: Tokens, *, observer: Observer | None = None) -> npt.NDArray[np.float32]:
+        """The logits behind every token of one sequence, computed from an empty context.
+
+        Args:
+            tokens: token ids.
+            observer: called with (name, op, value as bytes) of every node of the meta graphs; it does not change them.
+
+        Returns:
+            float32 of shape (number of tokens, n_vocab).
+
+        Raises:
+            IndexRangeError: a token is not in the vocabulary. ArgumentError: none, or more than the context holds.
+        """
+        self._check_open()
+        return self._first.decode(tokens, logits="all", observer=observer, from_empty=True)
+
+    def plan(self, n_tokens: int = 1, n_past: int = 0, *, all_logits: bool = False) -> SplitPlan:
+        """What a decode of ``n_tokens`` behind ``n_past`` would do; nothing is allocated or computed. See `plan_model`."""
+        self._check_open()
+        return plan_model(
+            self.path, self.devices, n_tokens=n_tokens, n_past=n_past, all_logits=all_logits, rules=self.rules, options=self.options
+        )
+
+    def __repr__(self) -> str:
+        if self.closed:
+            return "<Model (closed)>"
+        where = ",".join(d.name for d in self.devices) or "CPU"
+        return f"<Model {self.path.name} on {where}, split_mode={self.options.split_mode}>"
+
+
+def changed(options: ContextOptions, changes: dict[str, Any]) -> ContextOptions:
+    """The options with some of them changed.
+
+    Raises:
+        ArgumentError: there is no option of that name.
+    """
+    from dataclasses import fields, replace
+
+    known = [f.name for f in fields(options)]
+    for name in changes:
+        if name not in known:
+            raise ArgumentError(f"a context has no option {name!r}; it has {', '.join(known)}")
+    for name in ("type_k", "type_v"):
+        if name in changes:
+            changes[name] = as_dtype(changes[name]).name
+    return replace(options, **changes)

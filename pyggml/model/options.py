@@ -1,0 +1,188 @@
+"""How models are loaded and run, and the checks that need no model."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .._arguments import whole
+from .._ffi import lib
+from ..device import MAX_META_DEVICES, Device, parse_devices
+from ..dtype import as_dtype
+from ..errors import ArgumentError, DTypeError, UnsupportedError
+from ..gguf_check import GGUFInfo
+from ..meta import MetaDevice
+from ..split import Rule
+
+__all__ = ["FLASH", "ContextOptions", "Devices", "ModelOptions", "Progress", "check_arch", "check_rules", "devices_of", "shares_of"]
+
+SPLIT_MODES = ("none", "layer", "tensor")
+FLASH = {"auto": -1, "on": 1, "off": 0}
+POOLING = {None: -1, "none": 0, "mean": 1, "cls": 2, "last": 3, "rank": 4}
+
+MAX_TOKENS = (1 << 31) - 1
+MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ, of an internal header
+MAX_THREADS = 512
+
+Progress = Callable[[float], object]
+Devices = MetaDevice | Device | Sequence[Device] | str
+
+
+@dataclass(frozen=True, slots=True)
+class ContextOptions:
+    """How a context is made; names and meanings are llama.cpp's."""
+
+    n_ctx: int = 512
+    """Tokens in the context, over all sequences."""
+    n_batch: int = 512
+    """Tokens in one call of the decoder."""
+    type_k: str = "f16"
+    """Format of the K cache."""
+    type_v: str = "f16"
+    """Format of the V cache."""
+    flash_attn: str = "auto"
+    """``on``, ``off``, ``auto``; tensor mode needs it."""
+    threads: int | None = None
+    """Threads of the CPU device; None: all cores."""
+    attn_f32: bool = False
+    """Keep F32 keys and values in F32 for flash attention; llama.cpp rounds them to F16, also those of an F32 cache."""
+    n_seq_max: int = 1
+    """Sequences, 1 to 256. They share the cache, each has a part of it (``kv_unified=False``)."""
+    kv_unified: bool = False
+    """One cache that the sequences fill as they need, instead of equal parts."""
+    embeddings: bool = False
+    """Give embeddings instead of logits."""
+    pooling: str | None = None
+    """``none``, ``mean``, ``cls``, ``last``, ``rank``; None: what the model says."""
+
+    def check(self, split_mode: str) -> None:
+        """Raises ArgumentError for values that make no sense, UnsupportedError for those that a split mode cannot do."""
+        whole("n_ctx", self.n_ctx, 1, MAX_TOKENS)
+        whole("n_batch", self.n_batch, 1, MAX_TOKENS)
+        whole("n_seq_max", self.n_seq_max, 1, MAX_SEQUENCES)
+        if self.threads is not None:
+            whole("threads", self.threads, 1, MAX_THREADS)
+        if self.flash_attn not in FLASH:
+            raise ArgumentError(f"flash_attn={self.flash_attn!r}: one of {', '.join(FLASH)}")
+        if self.pooling not in POOLING:
+            raise ArgumentError(f"pooling={self.pooling!r}: None or one of {', '.join(filter(None, POOLING))}")
+        for option, name in (("type_k", self.type_k), ("type_v", self.type_v)):
+            dtype = as_dtype(name)
+            if not dtype.has_quantizer or dtype.needs_imatrix:
+                raise DTypeError(f"{option}={name!r}: a cache cannot be written in this format; f16, f32, bf16 and q8_0 can")
+        if split_mode == "tensor" and self.flash_attn == "off":
+            raise UnsupportedError("split_mode='tensor' needs flash attention: flash_attn='on' or 'auto'")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOptions:
+    """How a model is loaded and run; names and meanings are llama.cpp's."""
+
+    split_mode: str = "none"
+    """``none`` (the first device, or the CPU), ``layer`` (whole layers on each device), ``tensor`` (a meta device)."""
+    tensor_split: tuple[float, ...] | None = None
+    """Shares of the devices, in any unit; None: even."""
+    n_ctx: int = 512
+    """Tokens in the context."""
+    n_batch: int = 512
+    """Tokens in one call of the decoder."""
+    type_k: str = "f16"
+    """Format of the K cache."""
+    type_v: str = "f16"
+    """Format of the V cache."""
+    flash_attn: str = "auto"
+    """``on``, ``off``, ``auto``; tensor mode needs it."""
+    threads: int | None = None
+    """Threads of the CPU device; None: all cores."""
+    attn_f32: bool = False
+    """Keep F32 keys and values in F32 for flash attention; llama.cpp rounds them to F16, also those of an F32 cache."""
+
+    @property
+    def context(self) -> ContextOptions:
+        """Those of them that are about a context."""
+        return ContextOptions(self.n_ctx, self.n_batch, self.type_k, self.type_v, self.flash_attn, self.threads, self.attn_f32)
+
+    def check(self, n_devices: int) -> None:
+        """Raises ArgumentError for values that make no sense together, UnsupportedError for those nobody here can do."""
+        if self.split_mode == "row":
+            raise UnsupportedError(
+                "split_mode='row' needs split buffers, which only the SYCL and Hexagon backends export; use 'tensor' or 'layer'"
+            )
+        if self.split_mode not in SPLIT_MODES:
+            raise ArgumentError(f"split_mode={self.split_mode!r}: one of {', '.join(SPLIT_MODES)}")
+        self.context.check(self.split_mode)
+        if self.split_mode == "tensor":
+            if n_devices < 1:
+                raise ArgumentError("split_mode='tensor' needs at least one device that is not the CPU, such as 'vcpu:2'")
+            if n_devices > MAX_META_DEVICES:
+                raise ArgumentError(f"split_mode='tensor' with {n_devices} devices: at most {MAX_META_DEVICES}")
+        if self.tensor_split is not None:
+            shares = self.tensor_split
+            if self.split_mode == "none":
+                raise ArgumentError("tensor_split is for split_mode='tensor' or 'layer'; split_mode is 'none', which takes the first device alone")
+            if len(shares) != n_devices:
+                raise ArgumentError(f"tensor_split has {len(shares)} shares, there are {n_devices} devices")
+            if not all(np.isfinite(s) and s >= 0 for s in shares) or sum(shares) <= 0:
+                raise ArgumentError(f"tensor_split={list(shares)}: shares are finite, not negative, and not all zero")
+
+
+def shares_of(given: Any) -> tuple[float, ...] | None:
+    """``tensor_split`` as a user gave it.
+
+    Raises:
+        ArgumentError: it is no list of numbers.
+    """
+    try:
+        return tuple(float(s) for s in given) if given is not None else None
+    except (TypeError, ValueError):
+        raise ArgumentError(f"tensor_split={given!r}: expected numbers, such as [3, 1]") from None
+
+
+def devices_of(device: Devices | None) -> tuple[list[Device], tuple[Rule, ...]]:
+    """The devices that are not the CPU, in order, and the rules of a meta device.
+
+    Raises:
+        ArgumentError: a device is named twice.
+    """
+    if device is None or device == "cpu":
+        return [], ()
+    if isinstance(device, MetaDevice):
+        return list(device.devices), device.rules
+    found = [d for d in parse_devices(device) if d.type != "cpu"]
+    if twice := [d.name for i, d in enumerate(found) if d in found[:i]]:
+        raise ArgumentError(f"the device {twice[0]} is named twice in {', '.join(d.name for d in found)}: name each device once")
+    return found, ()
+
+
+def check_arch(info: GGUFInfo, options: ModelOptions) -> None:
+    """Raises UnsupportedError for an architecture that llama.cpp does not split."""
+    arch = str(info.arch)
+    if options.split_mode == "tensor" and not lib.pgg_llama_arch_supports_tensor_split(arch.encode()):
+        raise UnsupportedError(f"{info.path}: llama.cpp has no tensor split for the architecture {arch!r}; use split_mode='layer' or 'none'")
+
+
+def check_rules(info: GGUFInfo, options: ModelOptions, rules: Sequence[Rule]) -> None:
+    """Rules that would have no effect are mistakes: outside of tensor mode, and those that match nothing in the file.
+
+    Raises:
+        ArgumentError: there are such rules; all of them are named, with names that are similar.
+    """
+    if not rules:
+        return
+    if options.split_mode != "tensor":
+        raise ArgumentError(f"{len(rules)} rules were given, but split_mode={options.split_mode!r} splits no tensor: use split_mode='tensor'")
+    layers = int(info.metadata.get(f"{info.arch}.block_count", 0))  # type: ignore[arg-type]
+    # llama.cpp names its caches so; the file does not say which of them the architecture has
+    names = [t.name for t in info.tensors] + [f"cache_{kind}_l{i}" for kind in "kvrs" for i in range(layers)]
+    idle = [r for r in rules if not any(re.search(r.pattern, name) for name in names)]
+    if idle:
+        said = []
+        for r in idle:
+            close = difflib.get_close_matches(r.pattern, {re.sub(r"\d+", "0", name) for name in names}, 3, 0.3)
+            said.append(f"{r.pattern!r}" + (f" (similar: {', '.join(close)})" if close else ""))
+        raise ArgumentError(f"{info.path}: no tensor and no cache of the model has a name that these rules match: {'; '.join(said)}")

@@ -1,0 +1,148 @@
+"""The plan of a model: llama.cpp loads the header of its file on simulated devices, and decodes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from .._ffi import ffi, lib
+from .._units import binary
+from ..device import Device
+from ..errors import ArgumentError, OutOfMemoryError, UnsupportedError
+from ..gguf_check import GGUFInfo, check_gguf
+from ..meta import twins
+from ..plan import SplitPlan
+from ..split import Decision, Rule
+from .context import NativeContext
+from .loading import LoadedModel, whole_file
+from .options import Devices, ModelOptions, check_arch, check_rules, devices_of
+
+__all__ = ["plan_model"]
+
+
+def plan_model(
+    path: str | os.PathLike[str],
+    device: Devices,
+    *,
+    n_tokens: int = 1,
+    n_past: int = 0,
+    all_logits: bool = False,
+    rules: Sequence[Rule] = (),
+    options: ModelOptions | None = None,
+) -> SplitPlan:
+    """The split plan of a GGUF model, from its header alone.
+
+    llama.cpp itself loads the file on simulated twins of the devices and decodes: no weight is read, no memory of a
+    device or buffer of the host is taken, nothing is computed. A file that was cut behind its header is enough.
+
+    Args:
+        path: the GGUF file (of a split one, the first part), or its header.
+        device: a `MetaDevice` (its rules stand in front of llama.cpp's own), devices, or words such as ``"sim:2@24GiB"``.
+        n_tokens: tokens of the decode that is planned (1: generation; more: a prompt).
+        n_past: tokens that are in the cache before it.
+        all_logits: logits behind every token, as `Model.logits` wants them; else behind the last one, as generation does.
+        rules: stand in front of those of a `MetaDevice`.
+        options: how the model would be loaded; None: ``split_mode="tensor"``, the rest as in `ModelOptions`.
+
+    Raises:
+        ArgumentError: more tokens than the context holds, or a rule that matches nothing.
+        UnsupportedError: layer mode, which has no meta device.
+        OutOfMemoryError: it would not fit. The message has what every device needs and has; its ``plan`` is the plan.
+    """
+    devices, own = devices_of(device)
+    options = options or ModelOptions("tensor")
+    if options.split_mode != "none":
+        options.check(len(devices))
+    if options.split_mode == "layer":
+        raise UnsupportedError("a plan shows what a meta device infers; split_mode='layer' has none: plan with 'tensor'")
+    if options.split_mode == "none":
+        devices = devices[:1]
+        if not devices:
+            raise UnsupportedError("a plan on the CPU alone has no split to show: give a device, such as 'vcpu:1'")
+    options = replace(options, split_mode="tensor")
+    options.check(len(devices))
+    if n_tokens < 1 or n_past < 0 or n_past + n_tokens > options.n_ctx:
+        raise ArgumentError(f"n_past={n_past} and n_tokens={n_tokens} do not fit into a context of {options.n_ctx} tokens")
+    options = replace(options, n_batch=max(options.n_batch, n_tokens))
+    info = check_gguf(path, whole=False)
+    rules = (*rules, *own)
+    check_arch(info, options)
+    check_rules(info, options, rules)
+
+    def planned() -> SplitPlan:
+        return _plan(info, devices, rules, options, n_tokens, n_past, all_logits)
+
+    try:
+        return planned()
+    except OutOfMemoryError as error:
+        with _unlimited():
+            plan = planned()
+        raise _does_not_fit(info, devices, plan, error) from None
+
+
+def _plan(
+    info: GGUFInfo, devices: Sequence[Device], rules: Sequence[Rule], options: ModelOptions, n_tokens: int, n_past: int, all_logits: bool
+) -> SplitPlan:
+    stand_ins = twins(devices)
+    with contextlib.ExitStack() as stack:
+        for one in stand_ins:
+            if one not in devices:
+                stack.callback(one.release)
+        full = stack.enter_context(whole_file(info))
+        lib.pgg_plan_mode_begin()
+        stack.callback(lib.pgg_plan_mode_end)
+        loaded = LoadedModel(full, stand_ins, rules, options, None)
+        stack.callback(loaded.release)
+        context = NativeContext(loaded, options.context)
+        stack.callback(context.free)
+        context.fill(n_past)
+        lib.pgg_meta_capture_begin(loaded.meta)
+        try:
+            context.decode(np.zeros(n_tokens, np.int32), n_past, all_logits=all_logits)
+        finally:
+            text = lib.pgg_meta_capture_take(loaded.meta)
+        captured = ffi.string(text)
+        lib.pgg_free(text)
+        host = {"compute_nodes": _host_nodes(), "buffer_bytes": int(lib.pgg_plan_host_bytes())}
+        asked = _asked_shares(info, options, len(stand_ins), loaded.decisions)
+    return SplitPlan.from_captures(captured, host=host, asked=asked)
+
+
+@contextlib.contextmanager
+def _unlimited() -> Iterator[None]:
+    lib.pgg_sim_unlimited(True)
+    try:
+        yield
+    finally:
+        lib.pgg_sim_unlimited(False)
+
+
+def _does_not_fit(info: GGUFInfo, devices: Sequence[Device], plan: SplitPlan, error: OutOfMemoryError) -> OutOfMemoryError:
+    lines = []
+    for device, need in zip(devices, plan.memory, strict=True):
+        # 0: the device does not say, or has no limit
+        has = device.memory.total
+        verdict = f"has {binary(has)}: {f'{binary(need.total - has)} too little' if need.total > has else 'enough'}" if has else "no limit known"
+        lines.append(f"\n  {device.name} needs {binary(need.total)} (weights {binary(need.weights)}, caches {binary(need.fixed)}, compute {binary(need.compute + need.reduction)}), {verdict}")
+    out = OutOfMemoryError(f"{info.path} does not fit as it is split:" + "".join(lines) + "\n  repair: other shares (tensor_split), a smaller n_ctx or n_batch, or more devices")
+    out.plan, out.log = plan, error.log
+    return out
+
+
+def _host_nodes() -> int:
+    stats = ffi.new("struct pgg_device_stats *")
+    lib.pgg_host_stats(stats)
+    return int(stats.nodes)
+
+
+def _asked_shares(info: GGUFInfo, options: ModelOptions, n_devices: int, decisions: dict[str, Decision]) -> dict[str, tuple[float, ...]]:
+    """The shares that were asked for, by tensor: those of a rule, else ``tensor_split`` for whatever llama.cpp splits."""
+    shares = options.tensor_split or (1.0,) * n_devices
+    even = tuple(s / sum(shares) for s in shares)
+    asked = {t.name: even for t in info.tensors}
+    asked.update({name: d.asked_shares for name, d in decisions.items() if d.asked_shares})
+    return asked
