@@ -2,5 +2,15 @@
 
 from .header import HEADER_PRESETS, llama_header
 from .tiny import ARCHITECTURES, DEFAULT_SHARES, TinyModel, tiny_gguf
+from .zoo import ZOO, Architecture
 
-__all__ = ["ARCHITECTURES", "DEFAULT_SHARES", "HEADER_PRESETS", "TinyModel", "llama_header", "tiny_gguf"]
+__all__ = [
+    "ARCHITECTURES",
+    "DEFAULT_SHARES",
+    "HEADER_PRESETS",
+    "ZOO",
+    "Architecture",
+    "TinyModel",
+    "llama_header",
+    "tiny_gguf",
+]
