@@ -94,6 +94,7 @@ if TYPE_CHECKING:
     )
     from .graph import Graph as Graph
     from .meta import MetaDevice as MetaDevice
+    from .model import Batch as Batch
     from .model import Context as Context
     from .model import ContextOptions as ContextOptions
     from .model import Model as Model
@@ -118,7 +119,7 @@ _HOMES = {
     "dtype": ("DType", "QuantizedArray", "as_dtype", "dequantize", "quantize"),
     "graph": ("Graph",),
     "meta": ("MetaDevice",),
-    "model": ("Context", "ContextOptions", "Model", "ModelOptions", "plan_model"),
+    "model": ("Batch", "Context", "ContextOptions", "Model", "ModelOptions", "plan_model"),
     "plan": ("SplitPlan",),
     "split": ("Rule", "Segment", "Split", "SplitState", "TensorInfo", "rule"),
     "tensor": ("Tensor",),

@@ -9,9 +9,9 @@
 ===============  ====================================================================
 """
 
-from .context import Context
+from .context import Batch, Context
 from .model import Model
 from .options import ContextOptions, ModelOptions
 from .planning import plan_model
 
-__all__ = ["Context", "ContextOptions", "Model", "ModelOptions", "plan_model"]
+__all__ = ["Batch", "Context", "ContextOptions", "Model", "ModelOptions", "plan_model"]

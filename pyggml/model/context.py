@@ -18,7 +18,7 @@ from ..dtype import as_dtype
 from ..errors import ArgumentError, IndexRangeError, ModelError, UnsupportedError
 from ..meta import refuse_simulated
 from .loading import LoadedModel, failure, freeing
-from .options import FLASH, MAX_TOKENS, POOLING, ContextOptions
+from .options import FLASH, MAX_TOKENS, POOLING, ContextOptions, check_cache
 
 if TYPE_CHECKING:
     from .model import Model
@@ -41,7 +41,7 @@ class Batch:
     """
 
     def __init__(self) -> None:
-        self._parts: list[tuple[npt.NDArray[np.int32], tuple[int, ...], int | None, str]] = []
+        self._parts: list[tuple[npt.NDArray[Any], tuple[int, ...], int | None, str]] = []
 
     def add(self, tokens: Tokens, seq: int | Sequence[int] = 0, *, pos: int | None = None, logits: str = "last") -> Batch:
         """Tokens that follow each other.
@@ -69,19 +69,16 @@ class Batch:
         return sum(len(tokens) for tokens, *_ in self._parts)
 
 
-def token_ids(tokens: Tokens) -> npt.NDArray[np.int32]:
+def token_ids(tokens: Tokens) -> npt.NDArray[Any]:
     """Tokens as a user gave them.
 
     Raises:
-        ArgumentError: none, or no list of integers. IndexRangeError: a number that no token can have.
+        ArgumentError: none, or no list of integers.
     """
     ids = np.asarray(tokens)
     if ids.ndim != 1 or ids.size == 0 or ids.dtype.kind not in "iu":
         raise ArgumentError(f"tokens must be a list of at least one token id, got {ids.dtype} of shape {ids.shape}")
-    bad = np.flatnonzero((ids < 0) | (ids > MAX_TOKENS))
-    if bad.size:
-        raise IndexRangeError(f"token {int(ids[bad[0]])} at position {int(bad[0])} is not in the vocabulary: ids begin at 0")
-    return ids.astype(np.int32)
+    return ids
 
 
 class NativeContext:
@@ -220,6 +217,7 @@ class Context(Handle):
     def __init__(self, model: Model, options: ContextOptions) -> None:
         model._check_open()
         options.check(model.options.split_mode)
+        check_cache(model.info, options)
         self.options = options
         self.name = model.path.name
         self._devices = model.devices
@@ -326,7 +324,7 @@ class Context(Handle):
                 ends[one] = pos + n
             want = np.full(n, logits == "all", np.int8)
             want[-1] = logits != "none"
-            ids.append(tokens)
+            ids.append(tokens.astype(np.int32))
             at.append(np.arange(pos, pos + n, dtype=np.int32))
             seqs += [of] * n
             wanted.append(want)
@@ -335,8 +333,8 @@ class Context(Handle):
     def _end(self, seq: int) -> int:
         return int(lib.llama_memory_seq_pos_max(self._native.memory, seq)) + 1 if self._native.memory != ffi.NULL else 0
 
-    def _check_tokens(self, ids: npt.NDArray[np.int32]) -> None:
-        bad = np.flatnonzero(ids >= self._n_vocab)
+    def _check_tokens(self, ids: npt.NDArray[Any]) -> None:
+        bad = np.flatnonzero((ids < 0) | (ids >= self._n_vocab))
         if bad.size:
             raise IndexRangeError(f"token {int(ids[bad[0]])} at position {int(bad[0])} is not in the vocabulary: 0 to {self._n_vocab - 1}")
 

@@ -12,15 +12,26 @@ import numpy.typing as npt
 
 from .._ffi import lib
 from .._handle import Handle
-from ..dtype import DTypeLike, as_dtype
-from ..errors import ArgumentError
+from ..dtype import DTypeLike
+from ..errors import ArgumentError, BusyError
 from ..gguf_check import GGUFInfo, check_gguf
 from ..meta import MetaDevice, as_rule
 from ..plan import SplitPlan
 from ..split import Decision, Rule
 from .context import Context, Observer, Tokens
 from .loading import LoadedModel, probe_load
-from .options import ContextOptions, Devices, ModelOptions, Progress, check_arch, check_rules, devices_of, shares_of
+from .options import (
+    ContextOptions,
+    Devices,
+    ModelOptions,
+    Progress,
+    cache_type,
+    check_arch,
+    check_cache,
+    check_rules,
+    devices_of,
+    shares_of,
+)
 from .planning import plan_model
 
 __all__ = ["Model"]
@@ -70,8 +81,8 @@ class Model(Handle):
             shares_of(tensor_split),
             n_ctx,
             n_batch,
-            as_dtype(type_k).name,
-            as_dtype(type_v).name,
+            cache_type("type_k", type_k),
+            cache_type("type_v", type_v),
             flash_attn,
             threads,
             bool(attn_f32),
@@ -110,6 +121,7 @@ class Model(Handle):
         self.info: GGUFInfo = check_gguf(path)
         check_arch(self.info, options)
         check_rules(self.info, options, given)
+        check_cache(self.info, options.context)
         self.devices, self.rules, self.options = devices, given, options
         if probe:
             probe_load(self.path, options)
@@ -128,7 +140,10 @@ class Model(Handle):
             BusyError: it is running just now.
         """
         if not self.closed and hasattr(self, "_first"):
-            self._first.close()
+            try:
+                self._first.close()
+            except BusyError:
+                raise BusyError("this Model cannot be closed while it runs: wait for the run to return") from None
         super().close()
 
     @property
@@ -210,5 +225,5 @@ def changed(options: ContextOptions, changes: dict[str, Any]) -> ContextOptions:
             raise ArgumentError(f"a context has no option {name!r}; it has {', '.join(known)}")
     for name in ("type_k", "type_v"):
         if name in changes:
-            changes[name] = as_dtype(changes[name]).name
+            changes[name] = cache_type(name, changes[name])
     return replace(options, **changes)

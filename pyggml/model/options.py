@@ -19,7 +19,7 @@ from ..gguf_check import GGUFInfo
 from ..meta import MetaDevice
 from ..split import Rule
 
-__all__ = ["FLASH", "ContextOptions", "Devices", "ModelOptions", "Progress", "check_arch", "check_rules", "devices_of", "shares_of"]
+__all__ = ["FLASH", "ContextOptions", "Devices", "ModelOptions", "Progress", "cache_type", "check_arch", "check_cache", "check_rules", "devices_of", "shares_of"]
 
 SPLIT_MODES = ("none", "layer", "tensor")
 FLASH = {"auto": -1, "on": 1, "off": 0}
@@ -129,6 +129,35 @@ class ModelOptions:
                 raise ArgumentError(f"tensor_split has {len(shares)} shares, there are {n_devices} devices")
             if not all(np.isfinite(s) and s >= 0 for s in shares) or sum(shares) <= 0:
                 raise ArgumentError(f"tensor_split={list(shares)}: shares are finite, not negative, and not all zero")
+
+
+def cache_type(option: str, given: Any) -> str:
+    """The name of a cache's format.
+
+    Raises:
+        DTypeError: there is none of that name.
+    """
+    try:
+        return as_dtype(given).name
+    except DTypeError as error:
+        raise DTypeError(f"{option}: {error}") from None
+
+
+def check_cache(info: GGUFInfo, options: ContextOptions) -> None:
+    """Raises DTypeError for a cache format that the model's heads do not come out even in, with what would do."""
+    heads, width = info.metadata.get(f"{info.arch}.attention.head_count"), info.metadata.get(f"{info.arch}.embedding_length")
+    for option, name, key in (("type_k", options.type_k, "key_length"), ("type_v", options.type_v, "value_length")):
+        length = info.metadata.get(f"{info.arch}.attention.{key}")
+        if length is None and isinstance(heads, int) and isinstance(width, int) and heads > 0:
+            length = width // heads
+        block = as_dtype(name).block_size
+        if isinstance(length, int) and length > 0 and length % block:
+            raise DTypeError(
+                f"{option}={name!r}: blocks of {block} do not divide the {length} elements of a head of {info.path.name}; "
+                f"f32, f16 and bf16 do{', q8_0 too' if length % 32 == 0 else ''}"
+            )
+    if as_dtype(options.type_v).block_size > 1 and options.flash_attn == "off":
+        raise UnsupportedError(f"type_v={options.type_v!r} needs flash attention: flash_attn='on' or 'auto', or type_v='f16'")
 
 
 def shares_of(given: Any) -> tuple[float, ...] | None:

@@ -19,7 +19,7 @@ from ..plan import SplitPlan
 from ..split import Decision, Rule
 from .context import NativeContext
 from .loading import LoadedModel, whole_file
-from .options import Devices, ModelOptions, check_arch, check_rules, devices_of
+from .options import Devices, ModelOptions, check_arch, check_cache, check_rules, devices_of
 
 __all__ = ["plan_model"]
 
@@ -72,6 +72,7 @@ def plan_model(
     rules = (*rules, *own)
     check_arch(info, options)
     check_rules(info, options, rules)
+    check_cache(info, options.context)
 
     def planned() -> SplitPlan:
         return _plan(info, devices, rules, options, n_tokens, n_past, all_logits)

@@ -88,7 +88,7 @@ def stage_of(error: BaseException) -> str:
         cause = cause.__cause__
     frames = [Path(f.filename) for f in traceback.extract_tb(error.__traceback__)]
     inner, functions = frames[-1], [f.name for f in traceback.extract_tb(error.__traceback__)]
-    if "_probe" in functions:
+    if "probe_load" in functions:
         return "child probe"
     if inner.parts[-2:] == ("_ffi", "check.py"):
         return "ggml or llama.cpp log" if functions[-1] == "_raise" and getattr(error, "log", ()) else "native check"

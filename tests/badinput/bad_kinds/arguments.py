@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -183,12 +183,69 @@ def _models(folder: Path) -> Iterator[Case]:
         )  # fmt: skip
     for mode, device in (("layer", "vcpu:2"), ("none", "cpu"), ("none", None), ("row", "vcpu:2")):
         yield Case(f"plan in mode {mode} on {device}", lambda m=mode, d=device: plan_model(path, d, options=ModelOptions(m)), (), WRONG)
+    for rules in ([("ffn_upp", "M")], [("ffn", "M"), ("nothing", "S1")], [("ffn",)], [5], "ffn", [("ffn_up", "S7")]):
+        yield Case(f"rules {rules}", lambda r=rules: gg.Model(path, "vcpu:2", split_mode="tensor", rules=r), (), WRONG)
+    yield Case("rules without tensor mode", lambda: gg.Model(path, rules=[("ffn", "M")]), ("tensor",), WRONG)
+    yield Case("a device twice", lambda: gg.Model(path, [*gg.virtual_cpus(1), *gg.virtual_cpus(1)], split_mode="tensor"), ("VCPU0", "twice"), WRONG)
+    for device in (None, "vcpu:2"):
+        model = gg.Model(path, device, split_mode="tensor" if device else "none", n_ctx=64, threads=1)
+        yield from _contexts(model)
     model = gg.Model(path, n_ctx=64, threads=1)
     yield Case("an observer without a meta device", lambda: model.logits([1], observer=lambda *a: None), ("tensor",), WRONG)
-    for arch in ("gpt2", "", "LLAMA", 5):
+    for arch in ("gpt99", "", "LLAMA", 5):
         yield Case(f"tiny_gguf of {arch!r}", lambda a=arch: tiny_gguf(folder / "x.gguf", a), (repr(arch),), (gg.UnsupportedError,))
     yield Case("tiny_gguf of no shares", lambda: tiny_gguf(folder / "x.gguf", shares=[()]), ("shares",), (gg.ShapeError,))
     yield Case("a preset that is not there", lambda: llama_header(folder / "x.gguf", "900b"), ("900b",), WRONG)
+
+
+def _contexts(model: gg.Model) -> Iterator[Case]:
+    table: dict[str, tuple[Any, ...]] = {
+        "n_ctx": (0, -1, 2**40, "a", None, 1.5),
+        "n_batch": (0, -1, 2**40, "a", None),
+        "n_seq_max": (0, -1, 257, "a", None, 1.5),
+        "type_k": ("x", "q4_K", 5),
+        "flash_attn": ("yes", 1),
+        "pooling": ("x", 1),
+        "threads": (0, 513, "a"),
+        "nothing": (1,),
+    }
+    for name, values in table.items():
+        for value in values:
+            yield Case(f"context({name}={value!r:.20})", lambda n=name, v=value: model.context(**{n: v}), (name,), WRONG)
+    context = model.context(n_seq_max=2, n_ctx=128)
+    context.decode([1, 2, 3])
+    calls: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
+        "a gap": (lambda: context.decode([1], pos=5), ("5", "3")),
+        "an overlap": (lambda: context.decode([1], pos=1), ("1", "3")),
+        "sequence 2 of 2": (lambda: context.decode([1], seq=2), ("2",)),
+        "sequence -1": (lambda: context.decode([1], seq=-1), ("-1",)),
+        "no sequence": (lambda: context.decode([1], seq=()), ("seq",)),
+        "a sequence that is none": (lambda: context.decode([1], seq="a"), ("a",)),
+        "too many": (lambda: context.decode([1] * 65, seq=1), ("65", "64")),
+        "an empty batch": (lambda: context.decode(gg.Batch()), ("empty",)),
+        "logits=some": (lambda: context.decode([1], logits="some"), ("some",)),
+        "seq_rm from -1": (lambda: context.seq_rm(0, -1), ("p0",)),
+        "seq_rm to before its start": (lambda: context.seq_rm(0, 3, 1), ("p1",)),
+        "seq_cp of a part": (lambda: context.seq_cp(0, 1, 1, 2), ("kv_unified",)),
+        "seq_cp to 7": (lambda: context.seq_cp(0, 7), ("7",)),
+        "seq_add below 0": (lambda: context.seq_add(0, -1), ("-1",)),
+        "seq_add of a": (lambda: context.seq_add(0, "a"), ("delta",)),  # type: ignore[arg-type]
+        "shift by 4 of 3": (lambda: context.shift(4), ("n_discard",)),
+        "shift, keeping 4 of 3": (lambda: context.shift(1, keep=4), ("keep",)),
+        "n_past of 9": (lambda: context.n_past(9), ("9",)),
+    }
+
+    def then_right(act: Callable[[], object]) -> Callable[[], object]:
+        def do() -> None:
+            try:
+                act()
+            finally:
+                assert context.n_past(0) == 3 and context.n_past(1) == 0, "the context has changed"
+
+        return do
+
+    for name, (act, words) in calls.items():
+        yield Case(f"{name}, {model.options.split_mode}", then_right(act), words, (*WRONG, gg.IndexRangeError))
 
 
 def _attributes() -> Iterator[Case]:

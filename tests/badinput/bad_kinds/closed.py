@@ -170,17 +170,40 @@ def _models(folder: Path) -> Iterator[Case]:
         "meta_device_ptr": lambda m: m.meta_device_ptr,
         "with": lambda m: m.__enter__(),
         "logits of a wrong token": lambda m: m.logits([-1]),
+        "context": lambda m: m.context(),
+        "default_context": lambda m: m.default_context,
+    }
+    on_context: dict[str, Callable[[gg.Context], object]] = {
+        "decode": lambda c: c.decode([1, 2]),
+        "ptr": lambda c: c.ptr,
+        "n_past": lambda c: c.n_past(),
+        "clear": lambda c: c.clear(),
+        "seq_rm": lambda c: c.seq_rm(0),
+        "seq_cp": lambda c: c.seq_cp(0, 0),
+        "seq_keep": lambda c: c.seq_keep(0),
+        "seq_add": lambda c: c.seq_add(0, 1),
+        "shift": lambda c: c.shift(1),
+        "with": lambda c: c.__enter__(),
     }
     for device, mode in ((None, "none"), ("vcpu:2", "tensor"), ("vcpu:2", "layer")):
         model = gg.Model(path, device, split_mode=mode, n_ctx=64, threads=1)
         model.logits([1, 2, 3])
+        alone, own = model.context(), model.default_context
         model.close()
+        alone.decode([1, 2, 3])  # its weights live as long as it does
+        alone.close()
         public = {n for n, _ in inspect.getmembers(gg.Model) if not n.startswith("_")} - _HARMLESS - {"with_options", "devices"}
         for name in public:
             if not any(c.startswith(name) for c in calls):
                 raise Unexpected(f"no case for Model.{name}")
         for name, call in calls.items():
             yield Case(f"Model.{name}, closed, {mode}", lambda c=call, m=model: c(m), ("closed",), CLOSED)
+        for name in {n for n, _ in inspect.getmembers(gg.Context) if not n.startswith("_")} - _HARMLESS - {"n_ctx_seq"}:
+            if not any(c.startswith(name) for c in on_context):
+                raise Unexpected(f"no case for Context.{name}")
+        for name, use in on_context.items():
+            for label, context in (("", alone), (" of the model", own)):
+                yield Case(f"Context.{name}{label}, closed, {mode}", lambda u=use, c=context: u(c), ("Context", "closed"), CLOSED)
 
 
 def _poisoned() -> Iterator[Case]:
@@ -225,13 +248,13 @@ def _running(folder: Path) -> Iterator[Case]:
             try:
                 model.logits([1], observer=lambda *a: act())
             finally:
-                model._poison = None  # the exception came out of our own observer: nothing was left half-done
+                model.default_context._poison = None  # the exception came out of our own observer: nothing was left half-done
                 assert np.array_equal(model.logits([1, 2, 3]), right), "later logits differ"
 
         return do
 
     for name, act in {"close": model.close, "logits": lambda: model.logits([1])}.items():
-        yield Case(f"Model.{name} within its own run", within(act), ("Model", "run" if name == "close" else "in use"), (gg.BusyError,))
+        yield Case(f"Model.{name} within its own run", within(act), ("Model", "run") if name == "close" else ("Context", "in use"), (gg.BusyError,))
     for label in ("cpu", "vcpu:2"):
         device = _on(label)
         weights = gg.Weights(device, {"w": np.eye(256, dtype=np.float32)})
