@@ -11,7 +11,21 @@
     static constexpr size_t pgg_unused = sizeof(ggml_tensor::padding)
 #define ggml_backend_meta_device                     pgg_upstream_meta_device
 #define ggml_backend_meta_alloc_ctx_tensors_from_buft pgg_upstream_meta_alloc_ctx_tensors_from_buft
+static ggml_backend_buffer_t buffer_for_sums(ggml_backend_t backend, size_t size, bool needed) {
+    ggml_backend_buffer_t made = ggml_backend_alloc_buffer(backend, size);
+    if (!made && needed) {
+        throw pgg::error(PGG_ERROR_MEMORY, std::string(ggml_backend_name(backend)) + " has no memory for the other devices' summands: " +
+            std::to_string(size) + " bytes");
+    }
+    return made;
+}
+
+// Buffers for the butterfly's sums, made in front of a graph ("max_tmp_size"; a communicator does without) or when one is
+// missing. Upstream uses what it gets.
+#define ggml_backend_alloc_buffer(backend, size) \
+    buffer_for_sums(backend, size, backend_ctx->comm_ctx == nullptr || strcmp(#size, "max_tmp_size") != 0)
 #include "ggml-backend-meta.cpp"
+#undef ggml_backend_alloc_buffer
 #undef GGML_TENSOR_SIZE
 #undef ggml_backend_meta_device
 #undef ggml_backend_meta_alloc_ctx_tensors_from_buft

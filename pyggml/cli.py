@@ -169,8 +169,8 @@ def devices() -> None:
 @cli.command()
 @click.option("-dev", "--device", default="vcpu:2", show_default=True, metavar="DEVICES", help="Devices to split over.")
 @click.option("-ts", "--tensor-split", type=_Shares(), default=None, help="Shares of the devices, such as 3,1. Default: even.")
-@click.option("--arch", default="llama", show_default=True, help="Architecture of the model that is made: llama, qwen3, qwen35.")
-@click.option("--moe", is_flag=True, help="A mixture of 8 experts, 2 of them used (llama).")
+@click.option("--arch", default="llama", show_default=True, help="Architecture of the model that is made, such as llama, qwen3, qwen35, gemma3; a wrong one lists all.")
+@click.option("--moe", is_flag=True, help="A mixture of 8 experts, 2 of them used, where the architecture has one.")
 @click.option("--tokens", type=click.IntRange(1, 512), default=32, show_default=True, help="Tokens of the prompt.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of weights and prompt.")
 @click.pass_context
@@ -284,6 +284,8 @@ def _run_compare(
         tokens = prompt if not isinstance(prompt, tuple) else _prompt(split.n_vocab, *prompt)
         mine = split.logits(tokens)
     alone = [found[0]] if against is None else parse_devices(against)
+    if len(alone) != 1:
+        raise click.BadParameter(f"{against} is {len(alone)} devices: name one, such as {alone[0].name} or CPU", param_hint="--against")
     one = replace(options, split_mode="none", tensor_split=None)
     with _open(path, alone, one, (), f"on {alone[0].name}") as whole:  # type: ignore[arg-type]
         theirs = whole.logits(tokens)

@@ -134,7 +134,18 @@ def compare(
     Returns:
         A `Comparison`; where an output is off, both graphs run again with every node kept, and the first node that
         is off is named.
+
+    Raises:
+        ArgumentError: no graph, no device, or no inputs by name.
     """
+    from .graph import Graph
+    from .meta import check_target
+
+    if not isinstance(graph, Graph):
+        raise ArgumentError(f"compare(): expected a Graph, got {type(graph).__name__}; models are compared by `pyggml compare`")
+    check_target("compare(on=)", on)
+    if inputs is not None and not isinstance(inputs, Mapping):
+        raise ArgumentError(f"compare(inputs=): expected values by name, got {type(inputs).__name__}")
     values = dict(inputs) if inputs is not None else random_inputs(graph, seed)
     mine = graph.run(values)
     with graph.replica(on) as reference:

@@ -446,7 +446,8 @@ class Graph(Handle):
                 lib.pgg_free(text)
                 for weights in copy._weights.values():
                     weights.close()
-            return SplitPlan.from_captures(captured)
+            asked = {name: d.asked_shares for name, d in meta.decisions.items() if d.asked_shares}
+            return SplitPlan.from_captures(captured, asked=asked)
         finally:
             meta.close()
             for device in mine:

@@ -338,6 +338,21 @@ class SplitPlan:
         held = [w.split for w in self.weight_bytes()]
         return tuple(h / sum(held) if sum(held) else 0.0 for h in held)
 
+    def missed_shares(self, tolerance: float = 0.005) -> tuple[PlanLeaf, ...]:
+        """The split leafs whose shares are not those that were asked for: granularity took some away.
+
+        Args:
+            tolerance: difference of a device's fraction that counts.
+        """
+
+        def missed(leaf: PlanLeaf) -> bool:
+            counts = leaf.split.counts if leaf.split is not None else ()
+            if leaf.asked is None or len(counts) != len(leaf.asked) or not sum(counts):
+                return False
+            return any(abs(c / sum(counts) - a) > tolerance for c, a in zip(counts, leaf.asked, strict=True))
+
+        return tuple(leaf for leaf in self.leafs if missed(leaf))
+
     def with_host(self, host: Mapping[str, Any] | None) -> SplitPlan:
         """The same plan with another note of what the host does."""
         return replace(self, host=host)

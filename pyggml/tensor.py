@@ -44,7 +44,9 @@ class Tensor(TensorMethods):
     def owner(self) -> Any:
         """The graph or the weights that it belongs to."""
         owner = self._owner()
-        if owner is None or owner.closed:
+        if owner is None:
+            raise ClosedError("this tensor's graph or weights are gone: nothing kept them; keep a reference to them as long as their tensors are used")
+        if owner.closed:
             raise ClosedError("this tensor's graph or weights are closed: it cannot be used any more")
         return owner
 

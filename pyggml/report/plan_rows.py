@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .._units import binary, counted, ranges
+from ..errors import ArgumentError
 from ..plan import AllReduce, Detail, PlanLeaf, PlanNode, SplitPlan
 from .fold import Stretch, leafs_first_read, stretches
 
@@ -14,6 +15,7 @@ __all__ = ["COLUMNS", "LAYER_COLUMNS", "PENDING_NOTE", "Row", "columns", "has_pe
 
 COLUMNS = ("node", "op", "type", "ne", "split", "per device", "subgraph", "all-reduce")
 LAYER_COLUMNS = ("layers", "times", "nodes", "split", "all-reduces", "all-reduce bytes")
+DETAILS = ("layers", "nodes", "all")
 PENDING_NOTE = "(P): a sum that an all-reduce further down completes"
 
 
@@ -35,6 +37,8 @@ def columns(detail: Detail) -> tuple[str, ...]:
 
 def rows(plan: SplitPlan, detail: Detail, fold: bool) -> list[Row]:
     """All lines of the table."""
+    if detail not in DETAILS:
+        raise ArgumentError(f"detail={detail!r}: one of {', '.join(DETAILS)}")
     if detail == "layers":
         return [_layer_row(plan, s) for s in stretches(plan, fold=fold)]
     pieces = stretches(plan, fold=fold, leafs=detail == "all")
@@ -115,7 +119,9 @@ def _split_text(x: PlanNode | PlanLeaf) -> str:
 def _name(x: PlanNode | PlanLeaf) -> str:
     marks = " (in)" if isinstance(x, PlanNode) and x.is_input else ""
     marks += " (out)" if isinstance(x, PlanNode) and x.is_output else ""
-    return (x.name or f"node {x.index}") + marks
+    # ggml names a view after its source, which may have none: " (reshaped)"
+    name = x.name if x.name and not x.name.startswith(" ") else f"node {x.index}{x.name}"
+    return name + marks
 
 
 def _node_row(x: PlanNode, reduce: AllReduce | None) -> Row:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from .._units import binary, counted, percent
+from .._units import binary, counted, percent, ranges
 from ..plan import Detail, SplitPlan
+from .fold import layer_of
 from .plan_rows import PENDING_NOTE, Row, columns, has_pending, rows, split_counts
 
 __all__ = ["across", "grid", "summary", "table"]
@@ -68,10 +69,34 @@ def summary(plan: SplitPlan) -> str:
         lines.append((*cells, f"{binary(w.split)} ({percent(share)})", binary(w.mirrored)))
     heads = ("device", "weights", "fixed", "compute", "reduction", "total", "split weights read", "mirrored")
     out += grid(heads, lines, frozenset(range(1, 8)))
+    out += _missed(plan)
     if plan.host:
-        out.append("host: " + ", ".join(f"{k} {_host(k, v)}" for k, v in plan.host.items()))
+        out.append("host: " + ", ".join(_host(k, v) for k, v in plan.host.items()))
     return "\n".join(out)
 
 
+def _missed(plan: SplitPlan) -> list[str]:
+    """What was asked for and not achieved, by kind of tensor and layer."""
+    layers: dict[tuple[str, str, str], list[int]] = {}
+    for leaf in plan.missed_shares():
+        layer, name = layer_of(leaf.name)
+        asked = " : ".join(percent(a) for a in leaf.asked or ())
+        achieved = " : ".join(percent(a) for a in plan.achieved_shares(leaf.name))
+        layers.setdefault((name.replace("#", "N"), asked, achieved), []).extend(() if layer is None else (layer,))
+    names: dict[tuple[tuple[int, ...], str, str], list[str]] = {}
+    for (name, asked, achieved), of in layers.items():
+        names.setdefault((tuple(of), asked, achieved), []).append(name)
+    if not names:
+        return []
+    lines: list[tuple[str, ...]] = []
+    for (numbers, asked, achieved), alike in names.items():
+        lines += [(name, ranges(numbers) if k == 0 else "", asked if k == 0 else "", achieved if k == 0 else "") for k, name in enumerate(alike)]
+    return ["", *grid(("not split as asked for: granularity", "layers N", "asked", "achieved"), lines), ""]
+
+
 def _host(key: str, value: object) -> str:
-    return binary(value) if isinstance(value, int) and key.endswith("bytes") else str(value)
+    if isinstance(value, int) and key == "compute_nodes":
+        return counted(value, "node") + " computed"
+    if isinstance(value, int) and key == "buffer_bytes":
+        return binary(value) + " of buffers"
+    return f"{key} {binary(value) if isinstance(value, int) and key.endswith('bytes') else value}"

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import pyggml as gg
 from pyggml._units import binary, percent, ranges
 from pyggml.errors import Error, FileFormatError
 from pyggml.plan import PlanKeyError, PlanLeaf, PlanNode, SplitPlan, parse_state
@@ -613,7 +614,6 @@ def test_ten_thousand_nodes_are_fast() -> None:
 
 def test_a_real_plan() -> None:
     np = pytest.importorskip("numpy")
-    import pyggml as gg
 
     devices = gg.simulated("PLAN", n=2)
     rules = [gg.rule(r"ffn_up", "S1 3:1"), gg.rule(r"ffn_down", "S0 3:1")]
@@ -636,7 +636,6 @@ def test_a_real_plan() -> None:
 
 @pytest.mark.parametrize("moe", [False, True])
 def test_a_real_model_folds(tmp_path: Any, moe: bool) -> None:
-    import pyggml as gg
     from pyggml.model import plan_model
     from pyggml.testing import tiny_gguf
 
@@ -662,3 +661,21 @@ def test_a_real_model_folds(tmp_path: Any, moe: bool) -> None:
     assert "[layers 0-2: 3 x, shown is 0]" in text
     assert ("delayed from ffn_moe_down-0" in text) == moe
     assert SplitPlan.from_json(plan.to_json()) == plan
+
+
+def test_a_detail_that_there_is_not() -> None:
+    plan = plan_of_a_reshape()
+    with pytest.raises(gg.ArgumentError, match="layers, nodes, all"):
+        plan.table("foo")  # type: ignore[arg-type]
+
+
+def plan_of_a_reshape() -> SplitPlan:
+    with gg.Graph(gg.MetaDevice(gg.simulated("S", n=2))) as graph:
+        x = graph.input("x", (8, 4))
+        graph.output("y", gg.ops.reshape(gg.ops.sqr(x), (4, 8)) + 1.0)
+        return graph.plan()
+
+
+def test_views_of_nodes_without_names_are_called_by_their_number() -> None:
+    text = plan_of_a_reshape().table("all")
+    assert "(reshaped)" in text and not [line for line in text.splitlines() if line.startswith(" (")], text

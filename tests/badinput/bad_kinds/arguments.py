@@ -248,6 +248,18 @@ def _contexts(model: gg.Model) -> Iterator[Case]:
         yield Case(f"{name}, {model.options.split_mode}", then_right(act), words, (*WRONG, gg.IndexRangeError))
 
 
+def _comparisons() -> Iterator[Case]:
+    with gg.Graph(gg.cpu()) as graph:
+        graph.output("y", graph.input("x", (8, 2)) + 1.0)
+        for what, act in {
+            "no graph": lambda: gg.compare(5, gg.cpu()),  # type: ignore[arg-type]
+            "no device": lambda: gg.compare(graph, "cpu"),  # type: ignore[arg-type]
+            "inputs without names": lambda: gg.compare(graph, gg.cpu(), [1]),  # type: ignore[arg-type]
+            "an input that is not there": lambda: gg.compare(graph, gg.cpu(), {"z": 1}),
+        }.items():
+            yield Case(f"compare with {what}", act, (), WRONG)
+
+
 def _attributes() -> Iterator[Case]:
     for name in ("nothing", "Grahp", "version", "run"):
         yield Case(f"pyggml.{name}", lambda n=name: getattr(gg, n), (name,), (AttributeError,))
@@ -262,4 +274,5 @@ def cases(folder: Path) -> Iterator[Case]:
     yield from _graphs()
     yield from _ops()
     yield from _models(folder)
+    yield from _comparisons()
     yield from _attributes()
