@@ -1,0 +1,100 @@
+"""Options and rules of models, and what is said of them before anything is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import pyggml as gg
+from pyggml.testing import TinyModel, tiny_gguf
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
+    return tiny_gguf(tmp_path_factory.mktemp("options") / "tiny.gguf", shares=((1, 1), (3, 1)))
+
+
+def test_rules_that_match_nothing_are_all_named(tiny: TinyModel) -> None:
+    rules = [gg.rule("ffn_upp", "M"), gg.rule("ffn_down", "M"), gg.rule("atn_q", "M")]
+    for make in (lambda: gg.Model(tiny, "vcpu:2", split_mode="tensor", rules=rules), lambda: gg.plan_model(tiny, "vcpu:2", rules=rules)):
+        with pytest.raises(gg.ArgumentError) as caught:
+            make()
+        said = str(caught.value)
+        assert "'ffn_upp'" in said and "'atn_q'" in said and "'ffn_down'" not in said
+        assert "ffn_up.weight" in said and "attn_q.weight" in said, "similar names are missing"
+
+
+def test_rules_may_be_about_caches_alone(tiny: TinyModel) -> None:
+    """Mirrored caches alone are illegal, but that is said about the node: the names are right."""
+    with pytest.raises(gg.SplitError, match="cache_k_l0"):
+        gg.plan_model(tiny, "vcpu:2", rules=[gg.rule("cache_k", "M")])
+
+
+def test_rules_outside_of_tensor_mode(tiny: TinyModel) -> None:
+    meta = gg.MetaDevice("vcpu:2", [("ffn", "M")])
+    for arguments in ({"rules": [("ffn", "M")]}, {"device": meta, "split_mode": "none"}, {"device": meta, "split_mode": "layer"}):
+        with pytest.raises(gg.ArgumentError, match="tensor"):
+            gg.Model(tiny, **arguments)  # type: ignore[arg-type]
+
+
+def test_rules_as_an_argument_stand_in_front_of_the_meta_device(tiny: TinyModel) -> None:
+    meta = gg.MetaDevice("vcpu:2", [("ffn_(up|gate)", "S1 1:3"), ("ffn_down", "S0 1:3")])
+    mine = [("ffn_(up|gate)", "S1 3:1"), ("ffn_down", "S0 3:1")]
+    with gg.Model(tiny, meta, rules=mine) as model:
+        assert model.decisions["blk.0.ffn_up.weight"].achieved_shares == (0.75, 0.25)
+        assert model.plan().achieved_shares("blk.0.ffn_up.weight") == (0.75, 0.25)
+
+
+def test_a_device_twice(tiny: TinyModel) -> None:
+    with pytest.raises(gg.ArgumentError, match="VCPU0 is named twice"):
+        gg.Model(tiny, [*gg.virtual_cpus(1), *gg.virtual_cpus(1)], split_mode="tensor")
+
+
+def test_caches_that_heads_do_not_come_out_even_in(tiny: TinyModel) -> None:
+    assert tiny.head_dim == 32
+    for option in ("type_k", "type_v"):
+        with pytest.raises(gg.DTypeError, match=rf"{option}='q4_K'.* 256 .* 32 elements.*q8_0 too"):
+            gg.Model(tiny, **{option: "q4_K"})  # type: ignore[arg-type]
+    with pytest.raises(gg.DTypeError, match="type_k: unknown"):
+        gg.Model(tiny, type_k="f17")
+
+
+def test_what_does_not_fit_is_said_for_every_device(tiny: TinyModel) -> None:
+    roomy = gg.simulated("ROOMY", n=2, comm=False)
+    whole = gg.plan_model(tiny, roomy, options=gg.ModelOptions("tensor", (3, 1)))
+    assert all(m.reduction for m in whole.memory)
+    need = [m.total for m in whole.memory]
+    for memory, fits in ((max(need), [True, True]), (max(need) - 1, [False, True]), (min(need) - 1, [False, False])):
+        devices = gg.simulated("TIGHT", n=2, memory=memory, comm=False)
+        if all(fits):
+            assert gg.plan_model(tiny, devices, options=gg.ModelOptions("tensor", (3, 1))).memory[0].total == need[0]
+            continue
+        with pytest.raises(gg.OutOfMemoryError) as caught:
+            gg.plan_model(tiny, devices, options=gg.ModelOptions("tensor", (3, 1)))
+        lines = str(caught.value).splitlines()
+        for j, fit in enumerate(fits):
+            (line,) = [x for x in lines if x.strip().startswith(f"TIGHT{j} needs")]
+            assert line.endswith("enough" if fit else "too little")
+        assert caught.value.plan is not None and [m.total for m in caught.value.plan.memory] == need
+        # the devices are as good as before
+        assert [d.stats().buffer_bytes for d in devices] == [0, 0]
+
+
+def test_shares_that_granularity_took_away(tiny: TinyModel, tmp_path: Path) -> None:
+    fits = gg.plan_model(tiny, "vcpu:2", options=gg.ModelOptions("tensor", (3, 1)))
+    assert fits.missed_shares() == () and "granularity" not in str(fits)
+    odd = gg.plan_model(tiny, "vcpu:2", options=gg.ModelOptions("tensor", (5, 2)))
+    names = {leaf.name for leaf in odd.missed_shares()}
+    assert {"blk.0.ffn_up.weight", "blk.1.attn_q.weight"} <= names
+    for leaf in odd.missed_shares():
+        assert leaf.asked == (5 / 7, 2 / 7) and odd.achieved_shares(leaf.name) != leaf.asked
+    assert "blk.N.ffn_up.weight" in odd.summary() and "71.4 % : 28.6 %" in odd.summary()
+
+
+def test_shares_of_a_graph_that_granularity_took_away() -> None:
+    meta = gg.MetaDevice("vcpu:2", [gg.rule("^w$", "S1 3:1", granularity=16)])
+    with gg.Weights.empty(meta, {"w": (gg.as_dtype("f32"), (8, 32))}) as weights, gg.Graph(meta) as graph:
+        graph.output("y", weights["w"] @ graph.input("x", (8, 2)))
+        (leaf,) = graph.plan().missed_shares()
+        assert leaf.name == "w" and leaf.asked == (0.75, 0.25) and graph.plan().achieved_shares("w") in ((0.5, 0.5), (1.0, 0.0))
