@@ -260,7 +260,7 @@ std::string split_message(const ggml_tensor * t, const std::string & reason, con
         }
     }
     out += "; legal repair: " + (repair.empty() ? usual_repair(t, n) : repair);
-    return words.empty() ? out : out + "\n  ggml: " + reason; // at the end, for those who know it
+    return words.empty() ? out : out + "\n  " + reason; // at the end, for those who know it
 }
 
 } // namespace pgg
