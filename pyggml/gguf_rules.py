@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .errors import FileFormatError
-from .gguf_check import GGUFArray, GGUFInfo
+from .gguf_info import GGUFArray, GGUFInfo
 
 __all__ = ["check_model"]
 
@@ -60,6 +60,8 @@ class _Rules:
         self.heads(n_layer)
         self.numbers()
         self.linear_attention()
+        self.rwkv()
+        self.indexers(n_layer)
 
     # values
 
@@ -97,7 +99,8 @@ class _Rules:
         if n_layer is None or not 1 <= n_layer <= _MAX_LAYERS:
             raise self.fail(f"{self.arch}.block_count", n_layer, f"1 to {_MAX_LAYERS}")
         extra = self.number("nextn_predict_layers", 0) or 0
-        if extra >= n_layer:
+        # a draft model can consist of such layers alone
+        if extra > n_layer or (extra == n_layer and self.arch != "gemma4-assistant"):
             raise self.fail(f"{self.arch}.nextn_predict_layers", extra, f"less than block_count, {n_layer}")
         for key in ("embedding_length", "context_length"):
             value = self.number(key)
@@ -200,6 +203,33 @@ class _Rules:
                     wanted = name.replace("ssm_conv1d.weight", part)
                     if wanted not in names:
                         raise self.fail(f"tensor {wanted!r}", "none", f"one: its layer has {name!r}")
+
+    def rwkv(self) -> None:
+        if self.arch in ("rwkv7", "arwkv7"):
+            # the CPU kernel reads and writes whole vectors, beyond the head if need be
+            size = self.number("wkv.head_size", 0) or 0
+            if size == 0 or size % 64:
+                raise self.fail(f"{self.arch}.wkv.head_size", size, "a multiple of 64")
+        if self.arch == "rwkv6qwen2":
+            # its presence makes llama.cpp take the layer for one of RWKV6, and use tensors that are not there
+            for t in self.info.tensors:
+                if t.name.endswith("time_mix_first.weight"):
+                    raise self.fail(f"tensor {t.name!r}", "one", f"none in {self.arch}")
+
+    def indexers(self, n_layer: int) -> None:
+        key = "attention.indexer.types"
+        own = self.per_layer(key, n_layer)
+        if own is None:
+            return
+        if not any(own):  # llama.cpp divides by the size of a cache that is empty then
+            raise self.fail(f"{self.arch}.{key}", "0 in all layers", "1 in at least one")
+        windows = self.per_layer("attention.sliding_window_pattern", n_layer)
+        if self.arch != "dots3note" or windows is None:
+            return
+        # a layer without a window and without an indexer of its own uses one that is not there
+        for i, (has, window) in enumerate(zip(own, windows, strict=True)):
+            if bool(has) == bool(window):
+                raise self.fail(f"{self.arch}.{key} of layer {i}", has, "1 in layers without a sliding window, 0 in the others")
 
     def formats(self) -> None:
         # The CPU backend accepts any format of a weight and finds out in the kernel. Integers, F64 and the formats that only

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +19,6 @@ from ..errors import ArgumentError, IndexRangeError, ModelError, UnsupportedErro
 from ..meta import refuse_simulated
 from .loading import LoadedModel, failure, freeing
 from .options import FLASH, MAX_TOKENS, POOLING, ContextOptions, check_cache
-
-if TYPE_CHECKING:
-    from .model import Model
 
 __all__ = ["Batch", "Context", "NativeContext", "Observer", "Tokens"]
 
@@ -214,15 +211,14 @@ class Context(Handle):
     A failure while it computes poisons the context, not the model.
     """
 
-    def __init__(self, model: Model, options: ContextOptions) -> None:
-        model._check_open()
-        options.check(model.options.split_mode)
-        check_cache(model.info, options)
+    def __init__(self, loaded: LoadedModel, options: ContextOptions) -> None:
+        options.check(loaded.options.split_mode)
+        check_cache(loaded.info, options)
         self.options = options
-        self.name = model.path.name
-        self._devices = model.devices
-        self._n_vocab = model.n_vocab
-        self._native = NativeContext(model._loaded, options)
+        self.name = loaded.info.path.name
+        self._devices = loaded.devices
+        self._n_vocab = loaded.n_vocab
+        self._native = NativeContext(loaded, options)
         self._own(NativeContext.free, self._native)
 
     @property

@@ -17,7 +17,7 @@ from .._ffi.callbacks import Callback
 from ..device import MAX_META_DEVICES, Device
 from ..dtype import DTYPES_BY_ID
 from ..errors import Error, ModelError, OutOfMemoryError
-from ..gguf_check import GGUFInfo
+from ..gguf_info import GGUFInfo
 from ..split import Decision, Rule, decide, tensor_info, write_state
 from .options import ModelOptions, Progress
 
@@ -27,8 +27,10 @@ __all__ = ["LoadedModel", "failure", "freeing", "probe_load", "whole_file"]
 class LoadedModel:
     """A ``llama_model`` and its meta device. Freed when the last of its holders, a Model and contexts, lets go of it."""
 
-    def __init__(self, path: Path, devices: Sequence[Device], rules: Sequence[Rule], options: ModelOptions, progress: Progress | None) -> None:
-        self.path = path
+    def __init__(
+        self, path: Path, info: GGUFInfo, devices: Sequence[Device], rules: Sequence[Rule], options: ModelOptions, progress: Progress | None
+    ) -> None:
+        self.path, self.info, self.devices, self.options = path, info, tuple(devices), options
         self.ptr: Any = ffi.NULL
         self.meta: Any = None
         """The ``ggml_backend_dev_t`` of the meta device; None outside of tensor mode."""
@@ -36,12 +38,13 @@ class LoadedModel:
         self._callbacks: list[Callback] = []
         self._holders, self._lock = 1, threading.Lock()
         try:
-            self._load(devices, rules, options, progress)
+            self._load(rules, progress)
         except BaseException:
             self.release()
             raise
 
-    def _load(self, devices: Sequence[Device], rules: Sequence[Rule], options: ModelOptions, progress: Progress | None) -> None:
+    def _load(self, rules: Sequence[Rule], progress: Progress | None) -> None:
+        devices, options = self.devices, self.options
         params = ffi.new("struct llama_model_params *", lib.llama_model_default_params())
         listed = ffi.new("ggml_backend_dev_t[]", [*(d.ptr for d in devices), ffi.NULL])
         params.devices = listed
@@ -83,6 +86,11 @@ class LoadedModel:
     def vocab(self) -> Any:
         """The ``const struct llama_vocab *``."""
         return lib.llama_model_get_vocab(self.ptr)
+
+    @property
+    def n_vocab(self) -> int:
+        """Tokens in the vocabulary."""
+        return int(lib.llama_vocab_n_tokens(self.vocab))
 
     def hold(self) -> LoadedModel:
         """One holder more."""

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .._ffi import lib
 from .._handle import Handle
 from ..dtype import DTypeLike
 from ..errors import ArgumentError, BusyError
-from ..gguf_check import GGUFInfo, check_gguf
+from ..gguf_check import check_gguf
+from ..gguf_info import GGUFInfo
 from ..meta import MetaDevice, as_rule
 from ..plan import SplitPlan
 from ..split import Decision, Rule
@@ -125,10 +125,10 @@ class Model(Handle):
         self.devices, self.rules, self.options = devices, given, options
         if probe:
             probe_load(self.path, options)
-        self._loaded = LoadedModel(self.path, devices, given, options, progress)
+        self._loaded = LoadedModel(self.path, self.info, devices, given, options, progress)
         self._own(LoadedModel.release, self._loaded)
         try:
-            self._first = Context(self, options.context)
+            self._first = Context(self._loaded, options.context)
         except BaseException:
             super().close()
             raise
@@ -150,7 +150,7 @@ class Model(Handle):
     def n_vocab(self) -> int:
         """Tokens in the vocabulary."""
         self._check_open()
-        return int(lib.llama_vocab_n_tokens(self._loaded.vocab))
+        return self._loaded.n_vocab
 
     @property
     def decisions(self) -> dict[str, Decision]:
@@ -179,7 +179,8 @@ class Model(Handle):
         Raises:
             ArgumentError: there is no such option, or its value makes no sense. OutOfMemoryError, ModelError: see `Model`.
         """
-        return Context(self, changed(options or self.options.context, changes))
+        self._check_open()
+        return Context(self._loaded, changed(options or self.options.context, changes))
 
     def logits(self, tokens: Tokens, *, observer: Observer | None = None) -> npt.NDArray[np.float32]:
         """The logits behind every token of one sequence, computed from an empty context.

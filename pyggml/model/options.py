@@ -15,7 +15,7 @@ from .._ffi import lib
 from ..device import MAX_META_DEVICES, Device, parse_devices
 from ..dtype import as_dtype
 from ..errors import ArgumentError, DTypeError, UnsupportedError
-from ..gguf_check import GGUFInfo
+from ..gguf_info import GGUFInfo
 from ..meta import MetaDevice
 from ..split import Rule
 

@@ -13,7 +13,8 @@ from .._ffi import ffi, lib
 from .._units import binary
 from ..device import Device
 from ..errors import ArgumentError, OutOfMemoryError, UnsupportedError
-from ..gguf_check import GGUFInfo, check_gguf
+from ..gguf_check import check_gguf
+from ..gguf_info import GGUFInfo
 from ..meta import twins
 from ..plan import SplitPlan
 from ..split import Decision, Rule
@@ -96,7 +97,7 @@ def _plan(
         full = stack.enter_context(whole_file(info))
         lib.pgg_plan_mode_begin()
         stack.callback(lib.pgg_plan_mode_end)
-        loaded = LoadedModel(full, stand_ins, rules, options, None)
+        loaded = LoadedModel(full, info, stand_ins, rules, options, None)
         stack.callback(loaded.release)
         context = NativeContext(loaded, options.context)
         stack.callback(context.free)
