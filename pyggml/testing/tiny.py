@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from ..errors import ShapeError, UnsupportedError
 from .gguf_writer import write_gguf
 from .zoo import ZOO, Architecture
 from .zoo.keys import SSM_STATE, Shape
-from .zoo.probe import tensors_of
+from .zoo.probe import Ne, tensors_of
 from .zoo.weights import weights
 
 __all__ = ["ARCHITECTURES", "DEFAULT_SHARES", "TinyModel", "tiny_gguf"]
@@ -76,6 +76,7 @@ def tiny_gguf(
     dtype: DTypeLike = "f32",
     seed: int = 0,
     shares: Sequence[Sequence[int]] = DEFAULT_SHARES,
+    fused_experts: bool = False,
 ) -> TinyModel:
     """Writes a small GGUF model with random weights and returns its shape.
 
@@ -92,6 +93,9 @@ def tiny_gguf(
     The same arguments give the same bytes. Weights have the scale of a trained model (``1/sqrt(fan-in)``), norms are near
     1 but not 1, so that a tensor in the wrong place shows. The experts that a token takes are written into its embedding
     with a wide margin: rounding does not change the choice.
+
+    ``fused_experts``: gate and up projection of the experts in one matrix, for architectures where llama.cpp takes that
+    too (most files have two).
 
     There is no vocabulary text, only ``n_vocab`` token ids: use ids, not strings.
 
@@ -111,11 +115,27 @@ def tiny_gguf(
     metadata["general.name"] = f"pyggml tiny {arch}{' moe' if with_experts and known.moe == 'both' else ''}"
     asked = known.known(shape)
     tensors = {name: ne for name, ne in {**asked, **tensors_of(metadata, asked.items())}.items() if known.has(name)}
+    tensors = _as_in_files(tensors, known.fused == "qkv", fused_experts or known.fused == "experts")
     written = write_gguf(path, metadata, weights(known, shape, tensors, to, seed))
     return TinyModel(
         written, arch, shape.n_layer, shape.n_embd, shape.n_head, shape.n_head_kv, shape.head_dim, shape.n_ff, shape.n_vocab,
         shape.n_expert, shape.n_expert_used, shape.n_group, to, written.stat().st_size,
     )  # fmt: skip
+
+
+def _as_in_files(tensors: Mapping[str, Ne], fused_qkv: bool, fused_experts: bool) -> dict[str, Ne]:
+    """Asked without a file, llama.cpp names separate Q, K and V, but one matrix for gate and up of the experts."""
+    out: dict[str, Ne] = {}
+    for name, ne in tensors.items():
+        if "ffn_gate_up_exps" in name and not fused_experts:
+            for part in ("gate", "up"):
+                out[name.replace("gate_up", part)] = (ne[0], ne[1] // 2, *ne[2:])
+        elif fused_qkv and ".attn_q." in name:
+            others = (tensors[name.replace(".attn_q.", f".attn_{part}.")][-1] for part in ("k", "v"))
+            out[name.replace(".attn_q.", ".attn_qkv.")] = (*ne[:-1], ne[-1] + sum(others))
+        elif not fused_qkv or (".attn_k." not in name and ".attn_v." not in name):
+            out[name] = ne
+    return out
 
 
 def _architecture(name: str, moe: bool | None) -> Architecture:
@@ -153,7 +173,7 @@ def _shape(
         if n_head is not None and n_head % n_head_kv:
             n_head_kv = n_head
     if n_head is None:
-        n_head = arch.gqa * n_head_kv if n_head_kv > 1 else 2 * unit
+        n_head = arch.gqa * n_head_kv if n_head_kv > 1 or arch.gqa == 1 else 2 * unit
     n_embd = size("n_embd")
     if n_embd is None:
         n_embd = n_head * head_dim if arch.square else math.lcm(64 if moe or linear else 128, to.block_size)

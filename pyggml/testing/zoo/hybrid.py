@@ -52,6 +52,7 @@ HYBRID: tuple[Architecture, ...] = (
         "rms ln wkv.head_size time_mix_extra_dim time_decay_extra_dim rescale_every_n_layers token_shift_count",
         square=True,
         values={"attention.head_count": 0, "attention.head_count_kv": 0},
+        sizes={"head_dim": 64},
     ),
     _(
         "rwkv6qwen2",
@@ -59,6 +60,7 @@ HYBRID: tuple[Architecture, ...] = (
         square=True,
         values={"token_shift_count": 1},
         drop="time_mix_first",
+        sizes={"head_dim": 64},
     ),
     _(
         "rwkv7",
@@ -66,6 +68,7 @@ HYBRID: tuple[Architecture, ...] = (
         "attention.gate_lora_rank token_shift_count",
         square=True,
         values={"attention.head_count": 0, "attention.head_count_kv": 0},
+        sizes={"head_dim": 64},
     ),
     _(
         "arwkv7",
@@ -73,9 +76,18 @@ HYBRID: tuple[Architecture, ...] = (
         "attention.gate_lora_rank token_shift_count",
         square=True,
         values={"token_shift_count": 1},
+        sizes={"head_dim": 64},
     ),
     _("granitehybrid", "mamba2 scales rms shff", moe="both", n_layer=3, values=TURNS),
     _("lfm2", "window rms shortconv.l_cache", square=True, n_layer=3, values=TURNS),
-    _("lfm2moe", "rms eff lead gate shortconv.l_cache", moe="only", square=True, n_layer=3, values=TURNS),
+    _(
+        "lfm2moe",
+        "rms eff lead gate shortconv.l_cache",
+        moe="only",
+        square=True,
+        n_layer=3,
+        values=TURNS,
+        drop=r"^output\.",
+    ),
     _("minimax-01", "rms residual_scale full_attention_interval", moe="only"),
 )

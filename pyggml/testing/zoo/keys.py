@@ -134,7 +134,7 @@ KEYS: Mapping[str, Make] = {
     "ssm.time_step_rank": lambda s: s.wide // 32,
     "ssm.group_count": lambda s: 2,
     "shortconv.l_cache": lambda s: 3,
-    "kda.head_dim": lambda s: 32,
+    "kda.head_dim": lambda s: s.head_dim,
     "kda.safe_gate": lambda s: True,
     "kda.gate_lower_bound": lambda s: -5.0,
     # RWKV
@@ -163,7 +163,7 @@ KEYS: Mapping[str, Make] = {
     "attention.indexer.local_blocks": lambda s: 1,
     "attention.indexer.kpool": lambda s: 4,
     "attention.indexer.kpool_select_tail": lambda s: True,
-    "attention.output_group_count": lambda s: 4,
+    "attention.output_group_count": lambda s: s.n_head // 2,  # groups of heads: llama.cpp splits between them
     "attention.output_lora_rank": lambda s: math.lcm(32, s.block),
     "attention.compress_ratios": lambda s: s.layers(lambda i: (0, 0, 4, 128)[i % 4]),
     "attention.compress_rope_freq_base": lambda s: 20000.0,
@@ -202,6 +202,8 @@ KEYS: Mapping[str, Make] = {
     "convnext.block_count": lambda s: s.n_layer,
     "target_layers": lambda s: np.array([0, 1, 2], np.int32),
     "target_hidden_size": lambda s: s.n_embd,
+    "embedding_length_out": lambda s: 2 * s.n_embd,
+    "nextn_predict_layers": lambda s: s.n_layer - 1,
     "num_loops": lambda s: 2,
     "n_deepstack_layers": lambda s: 0,
     "adapters.count": lambda s: 2,

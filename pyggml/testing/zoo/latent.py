@@ -52,7 +52,7 @@ LATENT: tuple[Architecture, ...] = (
     ),
     _("minicpm3", "rms q_lora attention.kv_lora_rank", gqa=1, values=SPLIT_KEYS),
     _("deepseek2", "mla weigh rms eff shared lead gate q_lora", values=MLA, moe="only"),
-    _("deepseek32", "mla indexer weigh rms eff shared lead gate q_lora mrope", values=MLA, moe="only"),
+    _("deepseek32", "mla indexer weigh rms eff shared lead gate q_lora", values=MLA, moe="only"),
     _(
         "deepseek4",
         "window indexer hyper weigh rms eff shared gate q_lora sinkhorn swiglu_clamp_exp swiglu_clamp_shexp "
@@ -68,20 +68,13 @@ LATENT: tuple[Architecture, ...] = (
     ),
     _(
         "glm-dsa",
-        "mla indexer weigh rms eff shared lead gate q_lora mrope attention.indexer.types",
+        "mla indexer weigh rms eff shared lead gate q_lora attention.indexer.types",
         values=MLA,
         moe="only",
     ),
     _(
-        "plm",
-        "rms attention.kv_lora_rank",
-        gqa=1,
-        values=SPLIT_KEYS,
-        reason="llama.cpp hands its values to the cache in a shape that the cache refuses (plm.cpp: no file of it runs)",
-    ),
-    _(
         "bailingmoe3",
-        "mla kda weigh rms eff shff shared lead gate q_lora mrope kda.safe_gate swiglu_clamp_exp swiglu_clamp_shexp",
+        "mla kda weigh rms eff shff shared lead gate q_lora kda.safe_gate swiglu_clamp_exp swiglu_clamp_shexp",
         values=MLA_TURNS,
         n_layer=3,
         moe="only",
@@ -112,14 +105,6 @@ LATENT: tuple[Architecture, ...] = (
             "attention.indexer.head_count": lambda s: s.n_head_kv,
             "rope.dimension_count": lambda s: s.head_dim // 2,
         },
-    ),
-    _(
-        "dflash",
-        "window hyper weigh rms eff shared gate q_lora mrope sinkhorn embedding_scale attention.scale "
-        "attention.value_scale logit_scale final_logit_softcapping target_layers swiglu_clamp_exp swiglu_clamp_shexp "
-        "attention.output_group_count attention.output_lora_rank attention.compress_ratios",
-        kind="draft",
-        reason="a draft model: it computes on hidden states of the model that it drafts for, and needs that model's context",
     ),
     _("mistral4", "mla weigh rms eff shared lead gate q_lora", values=MLA, moe="only"),
     _(

@@ -27,7 +27,11 @@ def tensors_of(metadata: Mapping[str, Value], known: Iterable[tuple[str, Sequenc
     """
     head, _ = gguf_header(metadata, ((name, ne, as_dtype("f32")) for name, ne in known))
     raw = ffi.from_buffer(head)
-    gguf = non_null(lib.gguf_init_from_buffer(raw, len(head), {"no_alloc": True, "ctx": ffi.NULL}), "the metadata is no GGUF", ModelError)
+    gguf = non_null(
+        lib.gguf_init_from_buffer(raw, len(head), {"no_alloc": True, "ctx": ffi.NULL}),
+        "the metadata is no GGUF",
+        ModelError,
+    )
     found: dict[str, Ne] = {}
 
     def tell(tensor: Any) -> None:

@@ -51,6 +51,8 @@ class Architecture:
     """Tensors of the file that llama.cpp looks at before it makes its own."""
     sizes: Mapping[str, int] = field(repr=False)
     """Numbers that it does not let free: ``n_vocab``, ``head_dim``, ``n_embd``…"""
+    fused: str
+    """What its files hold in one matrix although llama.cpp takes several, too: ``qkv``, ``experts`` (gate and up)."""
     reason: str
     """Why it cannot run alone; empty: it runs."""
 
@@ -110,10 +112,11 @@ def architecture(
     damped: str = "",
     known: Callable[[Shape], Mapping[str, Ne]] = _nothing,
     sizes: Mapping[str, int] | None = None,
+    fused: str = "",
     reason: str = "",
 ) -> Architecture:
     """An entry of the families' tables; patterns are words, each a regular expression."""
     return Architecture(
         name, expand(keys), moe, kind, square, gqa, n_layer, values or {}, _pattern(keep), _pattern(drop),
-        _pattern(damped), known, sizes or {}, reason,
+        _pattern(damped), known, sizes or {}, fused, reason,
     )  # fmt: skip

@@ -40,8 +40,10 @@ _CONV = re.compile(r"conv(?!\.(in|out)_proj)")
 _SPIKY = re.compile(r"(ssm_out|shortconv\.out_proj)\.weight$")
 # small tensors that decide, or that kernels want in F32
 _PLAIN = re.compile(
-    r"norm|ffn_gate_inp|conv(?!\.(in|out)_proj)|ssm_(a|d|dt|x)\b|lerp|time_mix_(w\d|first|decay)|sinks|rel_b|hc_|scale|lora|ape|\.bias$"
+    r"norm|ffn_gate_inp|conv(?!\.(in|out)_proj)|ssm_(a|d|dt|x)\b|lerp|time_mix_(w\d|first|decay)|sinks|rel_b|hc_|scale|lora|ape|position_embd|token_types|\.bias$"
 )
+# those that a caller means who asks for a format
+_LARGE = re.compile(r"^(token_embd|output)\.|^blk\.\d+\.(attn_(q|k|v|qkv|output)|ffn_(gate|up|down)(_exps)?)\.")
 
 # (pattern of the stem, low, high): vectors and other plain numbers
 _RANGES: tuple[tuple[re.Pattern[str], float, float], ...] = tuple(
@@ -63,7 +65,9 @@ _RANGES: tuple[tuple[re.Pattern[str], float, float], ...] = tuple(
 )
 
 
-def weights(arch: Architecture, shape: Shape, tensors: Mapping[str, Ne], dtype: DType, seed: int) -> dict[str, Array | QuantizedArray]:
+def weights(
+    arch: Architecture, shape: Shape, tensors: Mapping[str, Ne], dtype: DType, seed: int
+) -> dict[str, Array | QuantizedArray]:
     """Values for all tensors; numpy shapes.
 
     Raises:
@@ -113,6 +117,8 @@ class _Weights:
         if self.dtype.name == "f32" or _PLAIN.search(name):
             return values
         if values.shape[-1] % self.dtype.block_size:
+            if not _LARGE.search(name):
+                return values  # llama-quantize takes another format, too
             wide = math.lcm(self.s.block, values.shape[-1])
             raise ShapeError(
                 f"{name} has rows of {values.shape[-1]}, expected a multiple of {self.dtype.block_size}, the block of {self.dtype} "

@@ -1,0 +1,182 @@
+"""Every architecture that llama.cpp knows: it runs, or the reason why not is llama.cpp's; and what tensor mode does with it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from zoo_outputs import Output, compute, loaded
+
+import pyggml as gg
+from pyggml._ffi import lib
+from pyggml.gguf_check import check_gguf
+from pyggml.model import ModelOptions, plan_model
+from pyggml.testing import ZOO, Architecture, TinyModel, tiny, tiny_gguf
+
+ALL = [(name, moe) for name, arch in ZOO.items() if arch.runs for moe in arch.variants]
+IDS = [f"{name}-moe" if moe and ZOO[name].moe == "both" else name for name, moe in ALL]
+TENSOR = [(name, moe) for name, moe in ALL if lib.pgg_llama_arch_supports_tensor_split(name.encode())]
+SPLITS: dict[str, tuple[int, ...]] = {"2": (1, 1), "3": (1, 1, 1), "3,1": (3, 1)}
+ZERO_SHARES: tuple[tuple[int, ...], ...] = ((0, 1), (2, 0, 1))
+
+# What llama.cpp allows in tensor mode, but cannot do with its own rules: the op or tensor and the words of our error.
+ALIBI = ("FLASH_ATTN_EXT", "ALiBi")
+NO_RULE = ("cache_", "suffix_fallback")  # llama.cpp looks for a weight that this layer has not got
+REFUSED: dict[str, tuple[str, str]] = {
+    "bloom": ALIBI,
+    "jais": ALIBI,
+    "jina-bert-v2": ALIBI,
+    "refact": ALIBI,
+    "chameleon": ("Qcur", "attn_q_norm.bias"),  # the norms of q and k are split, their biases are not
+    "arwkv7": NO_RULE,  # the states of RWKV
+    "rwkv6": NO_RULE,
+    "rwkv6qwen2": NO_RULE,
+    "rwkv7": NO_RULE,
+    "graniteswitch": NO_RULE,  # the router has a cache and no attention of its own
+    "nanbeige": NO_RULE,  # the second round through the layers has caches of its own
+    "t5encoder": NO_RULE,
+}
+# llama.cpp mirrors everything, or all but the output
+NOT_SPLIT = {"hrm_text", "wavtokenizer-dec"}
+
+# ggml's CPU looks GELU up in a table of F16: a value that differs in its last bit is now and then the next entry, 5e-4 off
+GELU = re.compile(r"bert|codeshell|gemma|gpt2|pockettts|spark2_5|starcoder|talkie|wavtokenizer|phi2|mpt|falcon|gptneox|grok|cogvlm")
+TOLERANCE, TOLERANCE_GELU = 1e-9, 5e-9
+
+# llama.cpp scales the inputs of gemma4's router; qwen4exp and kimi-k3 mix several streams before it
+LOW_MARGIN = {"gemma4": 0.1, "kimi-k3": 0.02, "qwen4exp": 1e-3}
+
+
+def tokens_of(model: TinyModel, n: int) -> npt.NDArray[np.int32]:
+    return np.random.default_rng([1, n]).integers(0, model.n_vocab, n).astype(np.int32)
+
+
+def run(model: TinyModel, n: int, device: str = "vcpu:1", shares: tuple[int, ...] | None = None) -> Output:
+    with loaded(model, device, shares) as native:
+        return compute(native, ZOO[model.arch].kind, tokens_of(model, n))
+
+
+@pytest.mark.parametrize(("name", "moe"), ALL, ids=IDS)
+def test_runs(tmp_path: Path, name: str, moe: bool) -> None:
+    model = tiny_gguf(tmp_path / "m.gguf", name, moe=moe, shares=((1, 1),))
+    info = check_gguf(model)
+    assert info.arch == name
+    assert any("_exps." in t.name for t in info.tensors) == moe
+    logits: dict[str, Output] = {}
+    with loaded(model, "vcpu:1", None) as native:
+        out = compute(native, ZOO[name].kind, tokens_of(model, 17), logits.__setitem__ if moe else None)
+    assert np.isfinite(out).all()
+    # something is computed, and it depends on the tokens
+    assert 0.2 < out.std() < 6
+    assert np.abs(np.diff(out, axis=0)).mean() > 0.1
+    if moe:
+        assert logits, "no router was asked"
+    for values in logits.values():
+        ordered = np.sort(values, axis=1)[:, ::-1]
+        assert (ordered[:, model.n_expert_used - 1] - ordered[:, model.n_expert_used]).min() > LOW_MARGIN.get(name, 0.4)
+
+
+@pytest.mark.parametrize(("name", "moe"), TENSOR, ids=[i for i, at in zip(IDS, ALL, strict=True) if at in TENSOR])
+def test_tensor_mode(tmp_path: Path, name: str, moe: bool) -> None:
+    """As llama.cpp splits it: what comes out is what one device computes, every device has its share; or it is refused."""
+    for split, shares in SPLITS.items():
+        model = tiny_gguf(tmp_path / f"{split}.gguf", name, moe=moe, shares=(shares,))
+        device = f"vcpu:{len(shares)}"
+        if name in REFUSED:
+            where, why = REFUSED[name]
+            with pytest.raises(gg.Error) as caught:
+                run(model, 17, device, shares)
+            assert where in str(caught.value) or where == getattr(caught.value, "op", None)
+            assert why in str(caught.value)
+            continue
+        devices = gg.parse_devices(device)
+        tolerance = TOLERANCE_GELU if GELU.search(name) else TOLERANCE
+        for n in (1, 17):
+            one = run(model, n)
+            for d in devices:
+                d.reset_stats()
+            assert gg.nmse(run(model, n, device, shares), one) <= tolerance, (split, n)
+            assert (devices[0].stats().allreduces == 0) == (name in NOT_SPLIT)
+        for zero in ZERO_SHARES if split == "3" else ():
+            assert gg.nmse(run(model, 17, f"vcpu:{len(zero)}", zero), one) <= tolerance, zero
+        plan = plan_model(model, device, n_tokens=17, options=ModelOptions("tensor", tuple(float(s) for s in shares), n_ctx=64, n_batch=64))
+        parts = [leaf for leaf in plan.leafs if leaf.kind in ("weight", "fixed") and leaf.split is not None and isinstance(leaf.split.axis, int)]
+        assert parts or name in NOT_SPLIT
+        for leaf in parts:
+            asked = [leaf.split.counts and sum(leaf.split.counts) * s / sum(shares) for s in shares]
+            assert list(leaf.split.counts) == asked, leaf.name
+
+
+def test_every_architecture_is_there() -> None:
+    source = Path(__file__).parents[2] / "vendor/llama.cpp/src/llama-arch.cpp"
+    if not source.exists():
+        pytest.skip("no source of llama.cpp beside the tests")
+    names = set(re.findall(r'\{\s*LLM_ARCH_\w+,\s*"([^"]+)"\s*\}', source.read_text())) - {"(unknown)"}
+    assert names == set(ZOO)
+
+
+@pytest.mark.parametrize("name", [name for name, arch in ZOO.items() if arch.reason])
+def test_the_reason_is_llama_cpps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    arch = ZOO[name]
+    with pytest.raises(gg.UnsupportedError, match=re.escape(arch.reason)):
+        tiny_gguf(tmp_path / "m.gguf", name)
+    monkeypatch.setattr(tiny, "ZOO", {name: dataclasses.replace(arch, reason="")})
+    said = {
+        "gptj": "unsupported model architecture",
+        "clip": "CLIP cannot be used as main model",
+        "dflash": "requires ctx_other",
+        "eagle3": "requires ctx_other",
+        "gemma4-assistant": "unused tensor",  # a file of it: requires ctx_other, too; metadata alone does not get that far
+        "plm": "a->ne[0] == b->ne[0]",
+    }
+    with pytest.raises(gg.Error, match=re.escape(said[name])):
+        run(tiny_gguf(tmp_path / "m.gguf", name, shares=((1,),)), 3)
+
+
+def test_names_are_those_of_the_gguf_package(tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf")
+    known = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
+    strange: dict[str, set[str]] = {}
+    n = 0
+    for name, moe in ALL:
+        if name not in known:  # newer than the package
+            continue
+        n += 1
+        names = {gguf.TENSOR_NAMES[t].replace("{bid}", "0") for t in gguf.MODEL_TENSORS[known[name]]}
+        for t in check_gguf(tiny_gguf(tmp_path / "m.gguf", name, moe=moe, shares=((1,),))).tensors:
+            stem = re.sub(r"\.\d+\.", ".0.", re.sub(r"\.(weight|bias|scale)$", "", t.name))
+            if stem not in names:
+                strange.setdefault(name, set()).add(stem)
+    assert n > 120
+    assert strange == {}, strange
+
+
+@pytest.mark.parametrize("dtype", ["q8_0", "q4_K"] if os.environ.get("PYGGML_TEST_WIDE") else ["q8_0"])
+@pytest.mark.parametrize("name", list(ZOO) if os.environ.get("PYGGML_TEST_WIDE") else ["gemma3", "gpt-oss", "mamba2", "deepseek2", "lfm2", "bert", "rwkv7"])
+def test_quantized(tmp_path: Path, name: str, dtype: str) -> None:
+    if not ZOO[name].runs:
+        pytest.skip("does not run")
+    if "n_embd" in ZOO[name].sizes and dtype == "q4_K":
+        pytest.skip("its rows are no whole blocks")
+    model = tiny_gguf(tmp_path / "m.gguf", name, dtype=dtype, shares=((1, 1),))
+    formats = [t.dtype.name for t in check_gguf(model).tensors if len(t.ne) > 1]
+    assert formats.count(dtype) > len(formats) // 4
+    out = run(model, 9)
+    assert np.isfinite(out).all()
+    assert out.std() > 0.2
+
+
+def test_several_and_one_kv_head(tmp_path: Path) -> None:
+    for name in ("gemma3", "qwen2", "gpt-oss", "cohere2"):
+        arch: Architecture = ZOO[name]
+        several = tiny_gguf(tmp_path / "m.gguf", name, shares=((1, 1),))
+        assert several.n_head_kv > 1
+        assert several.n_head == arch.gqa * several.n_head_kv
+        one = tiny_gguf(tmp_path / "m.gguf", name, n_head_kv=1, shares=((1, 1),))
+        assert (one.n_head_kv, check_gguf(one).metadata[f"{name}.attention.head_count_kv"]) == (1, 1)
+        assert np.isfinite(run(one, 5)).all()
