@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..dtype import DType, DTypeLike, as_dtype
-from ..errors import ShapeError, UnsupportedError
+from ..errors import ArgumentError, ShapeError, UnsupportedError
 from .gguf_writer import write_gguf
+from .vocabulary import byte_vocabulary
 from .zoo import ZOO, Architecture
 from .zoo.keys import SSM_STATE, Shape
 from .zoo.probe import Ne, tensors_of
@@ -77,6 +78,7 @@ def tiny_gguf(
     seed: int = 0,
     shares: Sequence[Sequence[int]] = DEFAULT_SHARES,
     fused_experts: bool = False,
+    vocab: str = "none",
 ) -> TinyModel:
     """Writes a small GGUF model with random weights and returns its shape.
 
@@ -97,10 +99,11 @@ def tiny_gguf(
     ``fused_experts``: gate and up projection of the experts in one matrix, for architectures where llama.cpp takes that
     too (most files have two).
 
-    There is no vocabulary text, only ``n_vocab`` token ids: use ids, not strings.
+    vocab: ``none``: there is no text, only ``n_vocab`` token ids; ``bytes``: a SentencePiece vocabulary in which every byte
+    is a token, so that any text can be tokenized.
 
     Raises:
-        UnsupportedError: there is no such model, or it cannot run alone; `ZOO` says why.
+        ArgumentError: there is no such vocabulary. UnsupportedError: there is no such model, or it cannot run alone; `ZOO` says why.
         ShapeError: the numbers do not go together. ModelError: llama.cpp refuses them.
     """
     known = _architecture(arch, moe)
@@ -113,6 +116,10 @@ def tiny_gguf(
     shape = _shape(known, with_experts, to, shares, given, (n_expert, n_expert_used))
     metadata = {**known.metadata(shape)}
     metadata["general.name"] = f"pyggml tiny {arch}{' moe' if with_experts and known.moe == 'both' else ''}"
+    if vocab not in ("none", "bytes"):
+        raise ArgumentError(f"vocab={vocab!r}: 'none' or 'bytes'")
+    if vocab == "bytes":
+        metadata.update(byte_vocabulary(shape.n_vocab))
     asked = known.known(shape)
     tensors = {name: ne for name, ne in {**asked, **tensors_of(metadata, asked.items())}.items() if known.has(name)}
     tensors = _as_in_files(tensors, known.fused == "qkv", fused_experts or known.fused == "experts")

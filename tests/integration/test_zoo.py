@@ -112,6 +112,55 @@ def test_tensor_mode(tmp_path: Path, name: str, moe: bool) -> None:
             assert list(leaf.split.counts) == asked, leaf.name
 
 
+# Rules of one's own that make it possible, for shares of 3:1
+HELPS: dict[str, list[tuple[str, str]]] = {
+    **{key: [("attn_|cache_", "M")] for key in ("bloom", "jais", "jina-bert-v2", "refact")},  # attention whole on every device
+    "chameleon": [("attn_(q|k)_norm.bias", "S1 3:1"), ("^output", "M")],
+    "nanbeige": [("cache_(k|v)", "S0 3:1")],
+    "graniteswitch": [
+        ("(attn_(q|k|v)|ffn_(gate|up)).lora_b", "S1 3:1"),
+        ("(attn_output|ffn_down).lora_a", "S0 3:1"),
+        ("cache_[kv]_l[01]", "S0 3:1"),
+        ("cache_", "M"),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", [name for name in HELPS if ZOO[name].kind == "decoder"])
+def test_rules_that_help(tmp_path: Path, name: str) -> None:
+    assert name in REFUSED
+    model = tiny_gguf(tmp_path / "m.gguf", name, shares=((3, 1),))
+    options = {"n_ctx": 64, "flash_attn": "on", "type_k": "f32", "type_v": "f32", "attn_f32": True, "threads": 1}
+    with gg.Model(model, gg.MetaDevice("vcpu:2", HELPS[name]), tensor_split=(3, 1), **options) as split:
+        out = split.logits(tokens_of(model, 17))
+        plan = split.plan(17)
+    assert gg.nmse(np.where(np.abs(out) < 1e30, out, 0), run(model, 17)) <= TOLERANCE
+    assert len(plan.allreduces) >= model.n_layer
+    split_bytes, mirrored = (sum(getattr(w, kind) for w in plan.weight_bytes()) for kind in ("split", "mirrored"))
+    assert split_bytes > 0.4 * mirrored / len(plan.devices), "hardly anything is split"
+
+
+def test_files_that_would_crash_llama_cpp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found while the zoo was made: each ends the process (or corrupts its memory) if llama.cpp sees it."""
+
+    def make(name: str, drop: re.Pattern[str] | None = None, **values: object) -> TinyModel:
+        arch = ZOO[name]
+        changed = {"attention." + key.replace("__", "."): value for key, value in values.items()}
+        arch = dataclasses.replace(arch, values={**arch.values, **changed}, drop=drop or arch.drop)  # type: ignore[dict-item]
+        monkeypatch.setattr(tiny, "ZOO", {name: arch})
+        return tiny_gguf(tmp_path / "m.gguf", name, shares=((1,),), **({"head_dim": 16} if name == "rwkv7" else {}))
+
+    zeros = np.zeros(2, np.int32)
+    with pytest.raises(gg.FileFormatError, match=r"wkv\.head_size: found 16, expected a multiple of 64"):
+        check_gguf(make("rwkv7"))
+    with pytest.raises(gg.FileFormatError, match="time_mix_first"):
+        check_gguf(make("rwkv6qwen2", drop=re.compile("(?!)")))
+    with pytest.raises(gg.FileFormatError, match=r"indexer\.types: found 0 in all layers"):
+        check_gguf(make("glm-dsa", indexer__types=zeros))
+    with pytest.raises(gg.FileFormatError, match=r"indexer\.types of layer 0: found 1, expected 1 in layers without a sliding window"):
+        check_gguf(make("dots3note", indexer__types=np.array([1, 1], np.int32)))
+
+
 def test_every_architecture_is_there() -> None:
     source = Path(__file__).parents[2] / "vendor/llama.cpp/src/llama-arch.cpp"
     if not source.exists():
