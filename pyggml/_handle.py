@@ -6,7 +6,7 @@ import atexit
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -71,7 +71,7 @@ class Handle:
         try:
             with self._lending:
                 if self._n_lent:
-                    raise BusyError(f"this {type(self).__name__} cannot be closed while a graph runs on it: wait for the run to return")
+                    raise BusyError(f"this {type(self).__name__} cannot be closed while a graph runs on it or another thread reads it: wait for that to return")
                 self._finalizer()
         finally:
             self._busy.release()
@@ -103,8 +103,12 @@ class Handle:
                 self._poison = f"{type(error).__name__}: {error}"
             raise
 
+    def _reading(self) -> AbstractContextManager[None]:
+        """A context in which values are read: it cannot be closed meanwhile."""
+        return Borrowed((self,))
+
     def _lend(self) -> None:
-        """Until `_give_back`, it cannot be closed: a run of something else stands on it. Any number of borrowers."""
+        """Until `_give_back`, it cannot be closed: something is done with what it owns. Any number of borrowers."""
         with self._lending:
             if self.closed:
                 raise ClosedError(f"{type(self).__name__} is closed: it cannot be used any more")
@@ -132,6 +136,9 @@ class _InUse:
                 f"this {type(self.handle).__name__} is in use, by another thread or by the call whose callback this is: "
                 "use one handle per thread"
             )
+        if self.handle.closed:  # between the look and the grip
+            self.handle._busy.release()
+            self.handle._check_open()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self.poisons and error is not None and not isinstance(error, ForkError):

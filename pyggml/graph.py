@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from contextvars import ContextVar, Token
 from typing import Any
 
@@ -20,7 +21,16 @@ from ._handle import Borrowed, Handle
 from .device import Device, default_threads
 from .dtype import DTypeLike, as_dtype
 from .errors import ArgumentError, ClosedError, DeviceError, OutOfMemoryError, ShapeError, UnsupportedError
-from .meta import MetaDevice, Target, check_device_open, check_target, refuse_simulated, target_devices, twins
+from .meta import (
+    MetaDevice,
+    Target,
+    check_device_open,
+    check_target,
+    on_device,
+    refuse_simulated,
+    target_devices,
+    twins,
+)
 from .plan import SplitPlan
 from .tensor import MAX_ELEMENTS, Tensor, as_bytes, read_tensor
 from .weights import Weights
@@ -74,7 +84,8 @@ class Graph(Handle):
         self._results: dict[str, _Port] = {}  # of the outputs, once placed
         self._token: Token[Graph | None] | None = None
         try:
-            self._state.backend = non_null(lib.ggml_backend_dev_init(dev, ffi.NULL), f"device {device.name} cannot be started", DeviceError)
+            with on_device(device):
+                self._state.backend = non_null(lib.ggml_backend_dev_init(dev, ffi.NULL), f"device {device.name} cannot be started", DeviceError)
             if isinstance(device, Device) and device.type == "cpu":
                 lib.ggml_backend_cpu_set_n_threads(self._state.backend, threads or default_threads())
                 lib.ggml_backend_cpu_set_abort_callback(self._state.backend, lib.pgg_interrupt_abort, ffi.NULL)
@@ -109,7 +120,10 @@ class Graph(Handle):
         Raises:
             ShapeError: more than 4 axes, or one without elements. ArgumentError: the name is taken or too long.
         """
-        self._check_building()
+        with self._building():
+            return self._input(name, ne, dtype)
+
+    def _input(self, name: str, ne: tuple[int, ...] | list[int], dtype: DTypeLike) -> Tensor:
         tensor_name(name)
         kind = as_dtype(dtype)
         if not isinstance(ne, (tuple, list)):
@@ -131,7 +145,10 @@ class Graph(Handle):
 
     def output(self, name: str, tensor: Tensor) -> Tensor:
         """Names a tensor whose value ``run`` returns, and gives it that name."""
-        self._check_building()
+        with self._building():
+            return self._output(name, tensor)
+
+    def _output(self, name: str, tensor: Tensor) -> Tensor:
         tensor_name(name)
         ptr = self._adopt(tensor)
         if name in self._outputs:
@@ -157,6 +174,11 @@ class Graph(Handle):
         for weights in self._weights.values():
             if weights.closed:
                 raise ClosedError(f"the weights of this Graph ({', '.join(list(weights)[:3])}, …) are closed: close them after it")
+
+    def _building(self) -> AbstractContextManager[None]:
+        """A context in which this thread, and no other, adds to the graph: ggml takes memory for nodes without a lock."""
+        self._check_building()
+        return self._in_use(poisons=False)
 
     def _check_building(self) -> None:
         self._check_open()
@@ -321,6 +343,9 @@ class Graph(Handle):
             below.append(self.device)
         return below
 
+    def _reading(self) -> AbstractContextManager[None]:
+        return self._in_use(poisons=False)  # a run writes what is read
+
     @contextlib.contextmanager
     def observed(self, observer: Callable[[str, str, bytes], object]) -> Iterator[None]:
         """While it lasts, runs call ``observer(name, op, value)`` for every node with its whole value as bytes.
@@ -370,7 +395,7 @@ class Graph(Handle):
         return copy
 
     def _copy_to(self, copy: Graph, values: bool, keep_all: bool) -> None:
-        with Borrowed(self._stands_on()):
+        with Borrowed([self, *self._stands_on()]):
             self._copy_nodes(copy, values, keep_all)
 
     def _copy_nodes(self, copy: Graph, values: bool, keep_all: bool) -> None:
@@ -504,12 +529,20 @@ class _State:
 
 
 class _Expanded:
-    """The graph's nodes in order, in memory of its own: looking at a graph leaves no trace in it."""
+    """The graph's nodes in order, in memory of its own: looking at a graph leaves no trace in it, and it stays open meanwhile."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
 
     def __enter__(self) -> Any:
+        self.graph._lend()
+        try:
+            return self._expanded()
+        except BaseException:
+            self.graph._give_back()
+            raise
+
+    def _expanded(self) -> Any:
         size = lib.ggml_graph_overhead_custom(self.graph._size, False) + lib.ggml_tensor_overhead()
         self.ctx = non_null(lib.ggml_init({"mem_size": size, "mem_buffer": ffi.NULL, "no_alloc": True}), "ggml_init failed", OutOfMemoryError)
         try:
@@ -522,3 +555,4 @@ class _Expanded:
 
     def __exit__(self, *_: object) -> None:
         lib.ggml_free(self.ctx)
+        self.graph._give_back()

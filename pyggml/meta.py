@@ -9,7 +9,7 @@ from typing import Any
 
 from ._ffi import ffi, lib
 from ._ffi.callbacks import Callback
-from ._handle import Handle
+from ._handle import Borrowed, Handle
 from .device import MAX_META_DEVICES, Device, parse_devices, twin
 from .dtype import DTYPES_BY_ID
 from .errors import ArgumentError, ClosedError, UnsupportedError
@@ -124,6 +124,11 @@ def check_device_open(user: object, target: Target) -> None:
     """
     if isinstance(target, MetaDevice) and target.closed:
         raise ClosedError(f"the MetaDevice of this {type(user).__name__} is closed: close it after what is on it")
+
+
+def on_device(target: Target) -> Borrowed:
+    """A context in which a meta device cannot be closed: something is placed on it."""
+    return Borrowed((target,) if isinstance(target, MetaDevice) else ())
 
 
 def target_devices(target: Target) -> tuple[Device, ...]:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._ffi import ffi, lib
+from ._handle import Borrowed
 from .dtype import DTYPES_BY_ID, DType, QuantizedArray, dequantize
 from .errors import ClosedError, DTypeError, ShapeError
 
@@ -108,17 +109,21 @@ class Tensor(TensorMethods):
         from .split import read_state
 
         state = ffi.new("struct ggml_backend_meta_split_state *")
-        if not lib.pgg_meta_split_state(self.ptr, synced, state):
-            return None
-        return read_state(state, self.owner.n_devices)
+        owner = self.owner
+        with Borrowed((owner,)):
+            if not lib.pgg_meta_split_state(self.ptr, synced, state):
+                return None
+            return read_state(state, owner.n_devices)
 
     def slices(self) -> list[Slice]:
         """What each device of a meta device holds, device 0 first; empty elsewhere."""
         found = []
-        for i in range(self.owner.n_devices):
-            ptr = lib.pgg_meta_slice(self.ptr, i)
-            if ptr != ffi.NULL:
-                found.append(Slice(self, ptr, i))
+        owner = self.owner
+        with Borrowed((owner,)):
+            for i in range(owner.n_devices):
+                ptr = lib.pgg_meta_slice(self.ptr, i)
+                if ptr != ffi.NULL:
+                    found.append(Slice(self, ptr, i))
         return found
 
     def numpy(self, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
@@ -130,8 +135,10 @@ class Tensor(TensorMethods):
             out: where to put it; an array in C order with the shape and dtype of the result. Large values that are
                 read again and again are read about twice as fast into memory that is already there.
         """
-        self.owner._check_readable(self)
-        return read_tensor(self.ptr, self.dtype, self.ne, out)
+        owner = self.owner
+        with owner._reading():
+            owner._check_readable(self)
+            return read_tensor(self.ptr, self.dtype, self.ne, out)
 
     def __repr__(self) -> str:
         if self._owner() is None or self._owner().closed:  # type: ignore[union-attr]
@@ -166,8 +173,10 @@ class Slice:
 
     def numpy(self) -> npt.NDArray[Any]:
         """A copy of this device's part."""
-        self._tensor.owner._check_readable(self._tensor)
-        return read_tensor(self._ptr, self._tensor.dtype)
+        owner = self._tensor.owner
+        with owner._reading():
+            owner._check_readable(self._tensor)
+            return read_tensor(self._ptr, self._tensor.dtype)
 
     def __repr__(self) -> str:
         return f"<Slice of {self._tensor.name!r} on device {self.device}, ne={list(self.ne)}>"

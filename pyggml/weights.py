@@ -16,7 +16,7 @@ from ._ffi import ffi, lib, non_null
 from ._handle import Handle
 from .dtype import DType, QuantizedArray, as_dtype
 from .errors import ArgumentError, DTypeError, FileFormatError, OutOfMemoryError, ShapeError
-from .meta import MetaDevice, Target, check_device_open, check_target, refuse_simulated
+from .meta import MetaDevice, Target, check_device_open, check_target, on_device, refuse_simulated
 from .tensor import MAX_ELEMENTS, Tensor, as_bytes
 
 __all__ = ["Weights"]
@@ -58,7 +58,8 @@ class Weights(Handle, Mapping[str, Tensor]):
             for name, value in arrays.items():
                 dtype, ne = shapes[name]
                 raw = as_bytes(value, ne, dtype, name)
-                lib.ggml_backend_tensor_set(self._tensors[name].ptr, ffi.from_buffer(raw), 0, raw.nbytes)
+                with on_device(device):
+                    lib.ggml_backend_tensor_set(self._tensors[name].ptr, ffi.from_buffer(raw), 0, raw.nbytes)
                 done += raw.nbytes
                 if progress is not None:
                     progress(done, total)
@@ -104,7 +105,8 @@ class Weights(Handle, Mapping[str, Tensor]):
                 raw = np.fromfile(t.path, np.uint8, t.nbytes, offset=t.offset)
                 if raw.nbytes != t.nbytes:
                     raise FileFormatError(f"{t.path}: tensor {t.name!r} has {raw.nbytes} bytes left of {t.nbytes}: the file was cut meanwhile")
-                lib.ggml_backend_tensor_set(self._tensors[t.name].ptr, ffi.from_buffer(raw), 0, raw.nbytes)
+                with on_device(device):
+                    lib.ggml_backend_tensor_set(self._tensors[t.name].ptr, ffi.from_buffer(raw), 0, raw.nbytes)
                 done += raw.nbytes
                 if progress is not None:
                     progress(done, total)
@@ -135,7 +137,8 @@ class Weights(Handle, Mapping[str, Tensor]):
             total = sum(lib.ggml_nbytes(t.ptr) for t in self._tensors.values())
             short = f"{device.name} has not enough memory for {len(shapes)} tensors of {total:,} bytes in all"
             try:
-                held[0] = non_null(lib.ggml_backend_alloc_ctx_tensors_from_buft(ctx, buft), short, OutOfMemoryError)
+                with on_device(device):
+                    held[0] = non_null(lib.ggml_backend_alloc_ctx_tensors_from_buft(ctx, buft), short, OutOfMemoryError)
             except OutOfMemoryError as error:
                 if short in str(error):
                     raise

@@ -383,8 +383,11 @@ def build(op: str, graph: Graph | None, /, *, inplace: bool = False, **arguments
     """
     function, converters = _signature(op + "_inplace" if inplace else op)
     owner = graph_of(*arguments.values(), graph=graph)
-    if not any(isinstance(v, Tensor) for v in arguments.values()):
-        owner._check_building()  # else _adopt does
+    with owner._building():
+        return _node(op, owner, function, converters, arguments)
+
+
+def _node(op: str, owner: Graph, function: Any, converters: Sequence[Any], arguments: Mapping[str, Any]) -> Tensor:
     values: list[Any] = [owner._ctx]
     for converter, (name, value) in zip(converters, arguments.items(), strict=True):
         if converter is not None:
@@ -404,9 +407,11 @@ def build(op: str, graph: Graph | None, /, *, inplace: bool = False, **arguments
 
 def call(op: str, function: str, tensor: Tensor, **arguments: Any) -> None:
     """Calls a C function that changes a node that was just made (its precision, its sinks)."""
-    values = [tensor.owner._adopt(v) if isinstance(v, Tensor) else v for v in arguments.values()]
+    owner = tensor.owner
     try:
-        done = getattr(lib, function)(tensor.ptr, *values)
+        with owner._building():
+            values = [owner._adopt(v) if isinstance(v, Tensor) else v for v in arguments.values()]
+            done = getattr(lib, function)(tensor.ptr, *values)
     except GGMLAbort as abort:
         _refused(op, {"a": tensor, **arguments}, abort)
     if done is False:
