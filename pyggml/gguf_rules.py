@@ -217,6 +217,10 @@ class _Rules:
                     raise self.fail(f"tensor {t.name!r}", "one", f"none in {self.arch}")
 
     def indexers(self, n_layer: int) -> None:
+        ratios = self.info.metadata.get(f"{self.arch}.attention.compress_ratios")
+        if self.arch == "deepseek4" and isinstance(ratios, GGUFArray) and 4 not in self.values(ratios)[:n_layer]:
+            # the cache of its indexers would be empty, and llama.cpp divides by its size
+            raise self.fail(f"{self.arch}.attention.compress_ratios", list(self.values(ratios)[:8]), "4 in at least one layer")
         key = "attention.indexer.types"
         own = self.per_layer(key, n_layer)
         if own is None:

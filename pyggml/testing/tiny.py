@@ -193,6 +193,8 @@ def _shape(
         unit * math.lcm(_COLUMNS, to.block_size, SSM_STATE) // SSM_STATE if linear else 0,
     )  # fmt: skip
 
+    if shape.n_layer < arch.least:
+        raise ShapeError(f"n_layer={shape.n_layer}: expected at least {arch.least} for {arch.name}, whose layers differ")
     if n_head % n_head_kv:
         raise ShapeError(f"n_head={n_head} is not a multiple of n_head_kv={n_head_kv}")
     if arch.square and n_embd != n_head * head_dim:

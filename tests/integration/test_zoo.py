@@ -44,9 +44,13 @@ REFUSED: dict[str, tuple[str, str]] = {
 # llama.cpp mirrors everything, or all but the output
 NOT_SPLIT = {"hrm_text", "wavtokenizer-dec"}
 
-# ggml's CPU looks GELU up in a table of F16: a value that differs in its last bit is now and then the next entry, 5e-4 off
-GELU = re.compile(r"bert|codeshell|gemma|gpt2|pockettts|spark2_5|starcoder|talkie|wavtokenizer|phi2|mpt|falcon|gptneox|grok|cogvlm")
-TOLERANCE, TOLERANCE_GELU = 1e-9, 5e-9
+# ggml's CPU looks GELU up in a table of F16: a value that differs in its last bit is now and then the next entry, 5e-4 off.
+# That is NMSE 1e-12 to 1.3e-9 in these, while it is at most 3e-13 in all others.
+GELU = {
+    *("bert", "bloom", "codeshell", "falcon", "gemma", "gemma-embedding", "gemma2", "gemma3", "gemma4", "gpt2", "gptneox"),
+    *("jina-bert-v3", "modern-bert", "nomic-bert-moe", "phi2", "pockettts", "spark2_5", "starcoder", "starcoder2"),
+}
+TOLERANCE, TOLERANCE_GELU = 1e-11, 5e-9
 
 # llama.cpp scales the inputs of gemma4's router; qwen4exp and kimi-k3 mix several streams before it
 LOW_MARGIN = {"gemma4": 0.1, "kimi-k3": 0.02, "qwen4exp": 1e-3}
@@ -54,6 +58,10 @@ LOW_MARGIN = {"gemma4": 0.1, "kimi-k3": 0.02, "qwen4exp": 1e-3}
 
 def tokens_of(model: TinyModel, n: int) -> npt.NDArray[np.int32]:
     return np.random.default_rng([1, n]).integers(0, model.n_vocab, n).astype(np.int32)
+
+
+def tolerance_of(name: str) -> float:
+    return TOLERANCE_GELU if name in GELU else TOLERANCE
 
 
 def run(model: TinyModel, n: int, device: str = "vcpu:1", shares: tuple[int, ...] | None = None) -> Output:
@@ -95,15 +103,14 @@ def test_tensor_mode(tmp_path: Path, name: str, moe: bool) -> None:
             assert why in str(caught.value)
             continue
         devices = gg.parse_devices(device)
-        tolerance = TOLERANCE_GELU if GELU.search(name) else TOLERANCE
         for n in (1, 17):
             one = run(model, n)
             for d in devices:
                 d.reset_stats()
-            assert gg.nmse(run(model, n, device, shares), one) <= tolerance, (split, n)
+            assert gg.nmse(run(model, n, device, shares), one) <= tolerance_of(name), (split, n)
             assert (devices[0].stats().allreduces == 0) == (name in NOT_SPLIT)
         for zero in ZERO_SHARES if split == "3" else ():
-            assert gg.nmse(run(model, 17, f"vcpu:{len(zero)}", zero), one) <= tolerance, zero
+            assert gg.nmse(run(model, 17, f"vcpu:{len(zero)}", zero), one) <= tolerance_of(name), zero
         plan = plan_model(model, device, n_tokens=17, options=ModelOptions("tensor", tuple(float(s) for s in shares), n_ctx=64, n_batch=64))
         parts = [leaf for leaf in plan.leafs if leaf.kind in ("weight", "fixed") and leaf.split is not None and isinstance(leaf.split.axis, int)]
         assert parts or name in NOT_SPLIT
@@ -120,7 +127,7 @@ def test_gate_and_up_of_experts_in_one_matrix(tmp_path: Path, name: str) -> None
         with pytest.raises(gg.Error, match=r"ffn_gate_up_exps.weight.*2\*n_ff_exp"):
             run(model, 17, "vcpu:2", (3, 1))
     else:
-        assert gg.nmse(run(model, 17, "vcpu:2", (3, 1)), run(model, 17)) <= (TOLERANCE_GELU if GELU.search(name) else TOLERANCE)
+        assert gg.nmse(run(model, 17, "vcpu:2", (3, 1)), run(model, 17)) <= tolerance_of(name)
 
 
 # Rules of one's own that make it possible, for shares of 3:1
@@ -145,7 +152,7 @@ def test_rules_that_help(tmp_path: Path, name: str) -> None:
     with gg.Model(model, gg.MetaDevice("vcpu:2", HELPS[name]), tensor_split=(3, 1), **options) as split:
         out = split.logits(tokens_of(model, 17))
         plan = split.plan(17)
-    assert gg.nmse(np.where(np.abs(out) < 1e30, out, 0), run(model, 17)) <= TOLERANCE
+    assert gg.nmse(np.where(np.abs(out) < 1e30, out, 0), run(model, 17)) <= tolerance_of(name)
     assert len(plan.allreduces) >= model.n_layer
     split_bytes, mirrored = (sum(getattr(w, kind) for w in plan.weight_bytes()) for kind in ("split", "mirrored"))
     assert split_bytes > 0.4 * mirrored / len(plan.devices), "hardly anything is split"
@@ -157,7 +164,7 @@ def test_files_that_would_crash_llama_cpp(tmp_path: Path, monkeypatch: pytest.Mo
     def make(name: str, drop: re.Pattern[str] | None = None, **values: object) -> TinyModel:
         arch = ZOO[name]
         changed = {"attention." + key.replace("__", "."): value for key, value in values.items()}
-        arch = dataclasses.replace(arch, values={**arch.values, **changed}, drop=drop or arch.drop)  # type: ignore[dict-item]
+        arch = dataclasses.replace(arch, values={**arch.values, **changed}, drop=drop or arch.drop, least=1)  # type: ignore[dict-item]
         monkeypatch.setattr(tiny, "ZOO", {name: arch})
         return tiny_gguf(tmp_path / "m.gguf", name, shares=((1,),), **({"head_dim": 16} if name == "rwkv7" else {}))
 
@@ -168,6 +175,8 @@ def test_files_that_would_crash_llama_cpp(tmp_path: Path, monkeypatch: pytest.Mo
         check_gguf(make("rwkv6qwen2", drop=re.compile("(?!)")))
     with pytest.raises(gg.FileFormatError, match=r"indexer\.types: found 0 in all layers"):
         check_gguf(make("glm-dsa", indexer__types=zeros))
+    with pytest.raises(gg.FileFormatError, match=r"compress_ratios: found .*, expected 4 in at least one layer"):
+        check_gguf(make("deepseek4", compress_ratios=np.array([0, 128, 0, 0], np.int32)))
     with pytest.raises(gg.FileFormatError, match=r"indexer\.types of layer 0: found 1, expected 1 in layers without a sliding window"):
         check_gguf(make("dots3note", indexer__types=np.array([1, 1], np.int32)))
 

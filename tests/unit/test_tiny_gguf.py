@@ -147,6 +147,7 @@ def test_explicit_numbers_win(tmp_path: Path) -> None:
         ({"arch": "olmoe", "moe": False}, "only mixtures of experts .* expected one of apertus, "),
         ({"n_head": 5, "n_head_kv": 2}, "n_head=5 is not a multiple of n_head_kv=2"),
         ({"n_layer": 0}, "n_layer=0"),
+        ({"arch": "jamba", "n_layer": 1}, "n_layer=1: expected at least 2 for jamba"),
         ({"head_dim": 7}, "even"),
         ({"arch": "bloom", "n_embd": 100}, "n_embd = n_head"),
         ({"moe": True, "n_expert_used": 9}, "n_expert_used < n_expert"),

@@ -26,19 +26,20 @@ def _only_odd(s: Shape) -> Value:
 TURNS: dict[str, Given] = {"attention.head_count_kv": _only_odd}
 
 HYBRID: tuple[Architecture, ...] = (
-    _("qwen3next", "mamba2 rms eff shff full_attention_interval", moe="only", values=LINEAR, n_layer=4),
-    _("qwen35", "mamba2 rms mrope full_attention_interval", values=LINEAR, n_layer=4),
-    _("qwen35moe", "mamba2 rms eff shff mrope full_attention_interval", moe="only", values=LINEAR, n_layer=2),
-    _("plamo2", "mamba2 rms", n_layer=3, values={**TURNS, "ssm.group_count": 0}),
+    _("qwen3next", "mamba2 rms eff shff full_attention_interval", moe="only", values=LINEAR, n_layer=4, least=2),
+    _("qwen35", "mamba2 rms mrope full_attention_interval", values=LINEAR, n_layer=4, least=2),
+    _("qwen35moe", "mamba2 rms eff shff mrope full_attention_interval", moe="only", values=LINEAR, n_layer=2, least=2),
+    _("plamo2", "mamba2 rms", n_layer=3, values={**TURNS, "ssm.group_count": 0}, least=2),
     _("mamba", "mamba rms"),
     _("mamba2", "mamba2 rms"),
-    _("jamba", "mamba rms", moe="both", square=True, n_layer=3, values=TURNS),
+    _("jamba", "mamba rms", moe="both", square=True, n_layer=3, values=TURNS, least=2),
     _("falcon-h1", "mamba2 rms"),
     _(
         "nemotron_h",
         "mamba2 weigh rms ln eff shff shared moe_latent_size",
         n_layer=3,
         values={**TURNS, "feed_forward_length": lambda s: s.layers(lambda i: s.n_ff if i % 3 == 2 else 0)},
+        least=3,
     ),
     _(
         "nemotron_h_moe",
@@ -46,6 +47,7 @@ HYBRID: tuple[Architecture, ...] = (
         moe="only",
         n_layer=3,
         values={**TURNS, "feed_forward_length": lambda s: s.layers(lambda i: s.n_ff if i % 3 == 2 else 0)},
+        least=3,
     ),
     _(
         "rwkv6",
@@ -78,8 +80,8 @@ HYBRID: tuple[Architecture, ...] = (
         values={"token_shift_count": 1},
         sizes={"head_dim": 64},
     ),
-    _("granitehybrid", "mamba2 scales rms shff", moe="both", n_layer=3, values=TURNS),
-    _("lfm2", "window rms shortconv.l_cache", square=True, n_layer=3, values=TURNS),
+    _("granitehybrid", "mamba2 scales rms shff", moe="both", n_layer=3, values=TURNS, least=2),
+    _("lfm2", "window rms shortconv.l_cache", square=True, n_layer=3, values=TURNS, least=2),
     _(
         "lfm2moe",
         "rms eff lead gate shortconv.l_cache",
@@ -88,6 +90,7 @@ HYBRID: tuple[Architecture, ...] = (
         n_layer=3,
         values=TURNS,
         drop=r"^output\.",
+        least=2,
     ),
-    _("minimax-01", "rms residual_scale full_attention_interval", moe="only"),
+    _("minimax-01", "rms residual_scale full_attention_interval", moe="only", least=2),
 )

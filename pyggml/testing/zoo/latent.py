@@ -49,6 +49,7 @@ LATENT: tuple[Architecture, ...] = (
             "attention.indexer.key_length": lambda s: s.head_dim,
             "attention.compress_ratios": lambda s: s.layers(lambda i: 4),
         },
+        least=2,
     ),
     _("minicpm3", "rms q_lora attention.kv_lora_rank", gqa=1, values=SPLIT_KEYS),
     _("deepseek2", "mla weigh rms eff shared lead gate q_lora", values=MLA, moe="only"),
@@ -65,6 +66,7 @@ LATENT: tuple[Architecture, ...] = (
             "rope.dimension_count": lambda s: s.head_dim // 2,
             "expert_gating_func": GATES["sqrt softplus"],
         },
+        least=3,
     ),
     _(
         "glm-dsa",
@@ -78,6 +80,7 @@ LATENT: tuple[Architecture, ...] = (
         values=MLA_TURNS,
         n_layer=3,
         moe="only",
+        least=2,
     ),
     _(
         "dots3note",
@@ -89,6 +92,7 @@ LATENT: tuple[Architecture, ...] = (
             "attention.indexer.types": lambda s: s.layers(lambda i: i % 2),
         },
         moe="only",
+        least=2,
     ),
     _(
         "hy_v4",
@@ -105,6 +109,7 @@ LATENT: tuple[Architecture, ...] = (
             "attention.indexer.head_count": lambda s: s.n_head_kv,
             "rope.dimension_count": lambda s: s.head_dim // 2,
         },
+        least=2,
     ),
     _("mistral4", "mla weigh rms eff shared lead gate q_lora", values=MLA, moe="only"),
     _(
@@ -113,6 +118,7 @@ LATENT: tuple[Architecture, ...] = (
         values=MLA_TURNS,
         n_layer=3,
         moe="only",
+        least=2,
     ),
     _(
         "kimi-k3",
@@ -121,6 +127,7 @@ LATENT: tuple[Architecture, ...] = (
         values=MLA_TURNS,
         n_layer=3,
         moe="only",
+        least=2,
     ),
     _(
         "glm5-next",
@@ -135,5 +142,6 @@ LATENT: tuple[Architecture, ...] = (
         },
         n_layer=3,
         moe="only",
+        least=2,
     ),
 )

@@ -39,6 +39,8 @@ class Architecture:
     gqa: int
     """Query heads per KV head, as tiny models have it."""
     n_layer: int
+    least: int
+    """Layers in which every kind of layer occurs that llama.cpp relies on."""
     values: Mapping[str, Given] = field(repr=False)
     """Values that differ from those in `keys.KEYS`."""
     keep: re.Pattern[str] = field(repr=False)
@@ -106,6 +108,7 @@ def architecture(
     square: bool = False,
     gqa: int = 2,
     n_layer: int = 2,
+    least: int = 1,
     values: Mapping[str, Given] | None = None,
     keep: str = "",
     drop: str = "",
@@ -117,6 +120,6 @@ def architecture(
 ) -> Architecture:
     """An entry of the families' tables; patterns are words, each a regular expression."""
     return Architecture(
-        name, expand(keys), moe, kind, square, gqa, n_layer, values or {}, _pattern(keep), _pattern(drop),
+        name, expand(keys), moe, kind, square, gqa, n_layer, least, values or {}, _pattern(keep), _pattern(drop),
         _pattern(damped), known, sizes or {}, fused, reason,
     )  # fmt: skip
