@@ -1,9 +1,10 @@
-// C doors to what libllama exports for C++ only (llama-ext.h) or keeps to itself (llama-arch.h).
+// C doors to what libllama exports for C++ only (llama-ext.h) or keeps to itself (llama-arch.h, llama-model.h).
 
 #include "guard.h"
 
 #include "llama-arch.h"
 #include "llama-ext.h"
+#include "llama-model.h"
 
 #include <type_traits>
 
@@ -46,4 +47,8 @@ bool pgg_llama_arch_supports_tensor_split(const char * arch) {
         const llm_arch found = llm_arch_from_string(arch);
         return found != LLM_ARCH_UNKNOWN && llm_arch_supports_sm_tensor(found);
     }, false);
+}
+
+const struct ggml_tensor * pgg_llama_tensor(const struct llama_model * model, const char * name) {
+    return pgg::guarded([&] { return const_cast<const ggml_tensor *>(model->get_tensor(name)); }, static_cast<const ggml_tensor *>(nullptr));
 }

@@ -107,6 +107,15 @@ PGG_API bool               pgg_meta_device_is(ggml_backend_dev_t dev);
 PGG_API size_t             pgg_meta_device_n(ggml_backend_dev_t meta_dev);
 PGG_API ggml_backend_dev_t pgg_meta_device_at(ggml_backend_dev_t meta_dev, size_t i);
 
+// the buffers of a meta device that exist now: what for (enum ggml_backend_buffer_usage), whether their tensors were
+// placed once (weights, caches) or by a graph, and bytes on each device; returns the number of buffers
+struct pgg_meta_buffer {
+    int    usage;
+    bool   fixed;
+    size_t bytes[16]; // GGML_BACKEND_META_MAX_DEVICES
+};
+PGG_API size_t               pgg_meta_memory(ggml_backend_dev_t meta_dev, struct pgg_meta_buffer * rows, size_t n_rows);
+
 // the inferred split of an allocated tensor of a meta buffer; synced: as the nodes behind it see it
 PGG_API bool                 pgg_meta_split_state(const struct ggml_tensor * tensor, bool synced, struct ggml_backend_meta_split_state * state);
 // the slice of a tensor on device i (owned by the buffer; valid until the graph is allocated again), or NULL
@@ -207,6 +216,8 @@ PGG_API size_t               pgg_llama_memory(const struct llama_context * ctx, 
 PGG_API struct ggml_cgraph * pgg_llama_graph_reserve(struct llama_context * ctx, uint32_t n_tokens, uint32_t n_seqs, uint32_t n_outputs);
 PGG_API int                  pgg_llama_n_devices(const struct llama_model * model);
 PGG_API ggml_backend_dev_t   pgg_llama_device(const struct llama_model * model, int i);
+// a weight of the model by its name in the file, or NULL
+PGG_API const struct ggml_tensor * pgg_llama_tensor(const struct llama_model * model, const char * name);
 PGG_API bool                 pgg_llama_arch_supports_tensor_split(const char * arch);
 // llama_graph.cpp: graphs that this thread builds from now on keep F32 keys and values in F32 for flash attention
 PGG_API void                 pgg_llama_keep_f32(bool keep);

@@ -94,11 +94,15 @@ if TYPE_CHECKING:
     )
     from .graph import Graph as Graph
     from .meta import MetaDevice as MetaDevice
+    from .model import GREEDY as GREEDY
+    from .model import Adapter as Adapter
     from .model import Batch as Batch
     from .model import Context as Context
     from .model import ContextOptions as ContextOptions
     from .model import Model as Model
     from .model import ModelOptions as ModelOptions
+    from .model import Sampler as Sampler
+    from .model import SamplerOptions as SamplerOptions
     from .model import plan_model as plan_model
     from .plan import SplitPlan as SplitPlan
     from .split import Rule as Rule
@@ -119,7 +123,9 @@ _HOMES = {
     "dtype": ("DType", "QuantizedArray", "as_dtype", "dequantize", "quantize"),
     "graph": ("Graph",),
     "meta": ("MetaDevice",),
-    "model": ("Batch", "Context", "ContextOptions", "Model", "ModelOptions", "plan_model"),
+    "model": (
+        "GREEDY", "Adapter", "Batch", "Context", "ContextOptions", "Model", "ModelOptions", "Sampler", "SamplerOptions", "plan_model",
+    ),
     "plan": ("SplitPlan",),
     "split": ("Rule", "Segment", "Split", "SplitState", "TensorInfo", "rule"),
     "tensor": ("Tensor",),

@@ -1,17 +1,38 @@
 """GGUF models of llama.cpp: on one device, by layers, or split over a meta device.
 
-===============  ====================================================================
-``options``      how a model is loaded and run, checked before anything is
-``loading``      llama.cpp's model and the meta device that it made
-``context``      llama.cpp's context: a cache, and the graphs that run on it
-``planning``     the plan of a model, from the header of its file
-``model``        the handle that people use
-===============  ====================================================================
+==================  ====================================================================
+``options``         how a model is loaded and run, checked before anything is
+``loading``         llama.cpp's model and the meta device that it made
+``native_context``  llama.cpp's context: what contexts and plans share
+``planning``        the plan of a model, from the header of its file
+``context``         decoding, generating, embeddings, states, sequences
+``batch``, ``sampling``, ``vocabulary``, ``adapters``, ``memory``, ``state``: one thing each, for contexts
+``model``           the handle that people use
+==================  ====================================================================
 """
 
-from .context import Batch, Context
+from .adapters import Adapter
+from .batch import Batch
+from .context import Context, GeneratedToken
+from .memory import MemoryUse
 from .model import Model
 from .options import ContextOptions, ModelOptions
 from .planning import plan_model
+from .sampling import GREEDY, Sampler, SamplerOptions
+from .vocabulary import Vocabulary
 
-__all__ = ["Batch", "Context", "ContextOptions", "Model", "ModelOptions", "plan_model"]
+__all__ = [
+    "GREEDY",
+    "Adapter",
+    "Batch",
+    "Context",
+    "ContextOptions",
+    "GeneratedToken",
+    "MemoryUse",
+    "Model",
+    "ModelOptions",
+    "Sampler",
+    "SamplerOptions",
+    "Vocabulary",
+    "plan_model",
+]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,198 +13,31 @@ import numpy.typing as npt
 
 from .._arguments import whole
 from .._ffi import ffi, lib
-from .._ffi.callbacks import Callback
 from .._handle import Handle
-from ..device import default_threads
-from ..dtype import as_dtype
 from ..errors import ArgumentError, IndexRangeError, ModelError, UnsupportedError
 from ..meta import refuse_simulated
-from .loading import LoadedModel, failure, freeing
-from .options import FLASH, MAX_TOKENS, POOLING, ContextOptions, check_cache
+from .adapters import Adapter
+from .batch import Batch, Tokens, token_ids
+from .loading import LoadedModel, failure
+from .memory import MemoryUse, memory_of
+from .native_context import STATUS, NativeContext, Observer
+from .options import MAX_TOKENS, POOLING, ContextOptions, check_cache
+from .sampling import Sampler, SamplerOptions, sampler_options
+from .state import Envelope, describe, opened, sealed
+from .vocabulary import Vocabulary
 
-__all__ = ["Batch", "Context", "NativeContext", "Observer", "Tokens"]
-
-Tokens = Sequence[int] | npt.NDArray[Any]
-Observer = Callable[[str, str, bytes], object]
-"""Called with (name, op, value as bytes) of a node."""
-
-_STATUS = {1: "no room in the cache", 2: "interrupted", -1: "an invalid batch"}
-
-
-class Batch:
-    """Tokens of one or several sequences that are decoded together. Shows what `Context.decode` takes.
-
-    >>> batch = Batch()
-    >>> batch.add([1, 15, 7], seq=0)
-    >>> batch.add([1, 42], seq=1, logits="all")
-    """
-
-    def __init__(self) -> None:
-        self._parts: list[tuple[npt.NDArray[Any], tuple[int, ...], int | None, str]] = []
-
-    def add(self, tokens: Tokens, seq: int | Sequence[int] = 0, *, pos: int | None = None, logits: str = "last") -> Batch:
-        """Tokens that follow each other.
-
-        Args:
-            tokens: token ids.
-            seq: the sequence that they belong to; several: a common beginning, computed once.
-            pos: position of the first; None: behind what the sequence has.
-            logits: for which tokens logits are wanted: ``last``, ``all``, ``none``.
-
-        Raises:
-            ArgumentError: no tokens, no integers, or an unknown word.
-        """
-        if logits not in ("last", "all", "none"):
-            raise ArgumentError(f"logits={logits!r}: 'last', 'all' or 'none'")
-        if pos is not None:
-            whole("pos", pos, 0, MAX_TOKENS)
-        seqs = tuple(seq) if isinstance(seq, Sequence) else (seq,)
-        if not seqs:
-            raise ArgumentError("seq=(): tokens belong to one sequence at least")
-        self._parts.append((token_ids(tokens), seqs, pos, logits))
-        return self
-
-    def __len__(self) -> int:
-        return sum(len(tokens) for tokens, *_ in self._parts)
+__all__ = ["Context", "GeneratedToken"]
 
 
-def token_ids(tokens: Tokens) -> npt.NDArray[Any]:
-    """Tokens as a user gave them.
+@dataclass(frozen=True, slots=True)
+class GeneratedToken:
+    """One step of a generation."""
 
-    Raises:
-        ArgumentError: none, or no list of integers.
-    """
-    ids = np.asarray(tokens)
-    if ids.ndim != 1 or ids.size == 0 or ids.dtype.kind not in "iu":
-        raise ArgumentError(f"tokens must be a list of at least one token id, got {ids.dtype} of shape {ids.shape}")
-    return ids
-
-
-class NativeContext:
-    """A ``llama_context`` and its batch; freed without the `Context`. It checks nothing."""
-
-    def __init__(self, loaded: LoadedModel, options: ContextOptions) -> None:
-        self.loaded = loaded.hold()
-        self.ptr: Any = ffi.NULL
-        self._attn_f32 = options.attn_f32
-        self.n_batch = min(options.n_batch, options.n_ctx)
-        self.batch = ffi.new("struct llama_batch *")
-        try:
-            self._start(options)
-        except BaseException:
-            self.free()
-            raise
-
-    def _start(self, options: ContextOptions) -> None:
-        params = ffi.new("struct llama_context_params *", lib.llama_context_default_params())
-        params.n_ctx = options.n_ctx
-        params.n_batch = params.n_ubatch = self.n_batch
-        params.n_seq_max = options.n_seq_max
-        params.kv_unified = options.kv_unified
-        params.n_threads = params.n_threads_batch = options.threads or default_threads()
-        params.flash_attn_type = FLASH[options.flash_attn]
-        params.type_k, params.type_v = as_dtype(options.type_k).type_id, as_dtype(options.type_v).type_id
-        params.embeddings = options.embeddings
-        params.pooling_type = POOLING[options.pooling]
-        params.no_perf = True
-        params.abort_callback = lib.pgg_interrupt_abort
-        with self._building():
-            self.ptr = lib.llama_init_from_model(self.loaded.ptr, params[0])
-            if self.ptr == ffi.NULL:  # inside: the next call has other reasons
-                raise failure(f"llama.cpp cannot make a context for {self.loaded.path}")
-        self.batch[0] = lib.llama_batch_init(self.n_batch, 0, options.n_seq_max)
-
-    @property
-    def memory(self) -> Any:
-        """The ``llama_memory_t``; NULL for a model that keeps nothing."""
-        return lib.llama_get_memory(self.ptr)
-
-    def set_batch(
-        self,
-        tokens: npt.NDArray[np.int32],
-        pos: npt.NDArray[np.int32],
-        seqs: Sequence[tuple[int, ...]],
-        wanted: npt.NDArray[np.int8],
-    ) -> None:
-        """Fills the batch; at most `n_batch` tokens."""
-        n, batch = len(tokens), self.batch
-        batch.n_tokens = n
-        ffi.memmove(batch.token, tokens, 4 * n)
-        ffi.memmove(batch.pos, pos, 4 * n)
-        ffi.memmove(batch.logits, wanted, n)
-        for i, of in enumerate(seqs):
-            batch.n_seq_id[i] = len(of)
-            at = batch.seq_id[i]
-            for k, seq in enumerate(of):
-                at[k] = seq
-
-    def compute(self, *, encode: bool = False) -> int:
-        """Decodes (or encodes) the batch and waits for it; llama.cpp's status."""
-        with self._building():
-            status = int((lib.llama_encode if encode else lib.llama_decode)(self.ptr, self.batch[0]))
-        if status == 0:
-            lib.llama_synchronize(self.ptr)
-        return status
-
-    def decode(self, tokens: npt.NDArray[np.int32], n_past: int, *, all_logits: bool) -> None:
-        """Decodes tokens of sequence 0 behind n_past others, which are there.
-
-        Raises:
-            ModelError, OutOfMemoryError: llama.cpp cannot.
-        """
-        n = len(tokens)
-        wanted = np.full(n, all_logits, np.int8)
-        wanted[-1] = 1
-        self.set_batch(np.ascontiguousarray(tokens, np.int32), np.arange(n_past, n_past + n, dtype=np.int32), [(0,)] * n, wanted)
-        status = self.compute()
-        if status != 0:
-            raise failure(f"llama_decode of {n} tokens behind {n_past} failed: {_STATUS.get(status, f'status {status}')}")
-
-    def fill(self, n_past: int) -> None:
-        """Puts that many tokens into the cache of sequence 0."""
-        for first in range(0, n_past, self.n_batch):
-            n = min(self.n_batch, n_past - first)
-            self.decode(np.zeros(n, np.int32), first, all_logits=False)
-
-    @contextlib.contextmanager
-    def _building(self) -> Iterator[None]:
-        # the choice belongs to the thread while llama.cpp builds graphs on it
-        if not self._attn_f32:
-            yield
-            return
-        lib.pgg_llama_keep_f32(True)
-        try:
-            yield
-        finally:
-            lib.pgg_llama_keep_f32(False)
-
-    @contextlib.contextmanager
-    def observe(self, observer: Observer) -> Iterator[None]:
-        """Calls the observer for every node that the meta backend computes."""
-        meta = self.loaded.meta
-        if meta is None:
-            raise UnsupportedError("nodes are observed on meta devices: load the model with split_mode='tensor'")
-
-        def seen(node: Any, data: Any) -> None:
-            observer(ffi.string(node.name).decode(), ffi.string(lib.ggml_op_desc(node)).decode(), bytes(data))
-
-        with Callback("node_observer", seen) as callback:
-            lib.pgg_meta_observe(meta, callback.function, callback.user_data)
-            try:
-                yield
-            finally:
-                lib.pgg_meta_observe(meta, ffi.NULL, ffi.NULL)
-
-    def free(self) -> None:
-        """Frees the context and lets go of the model."""
-        if self.ptr != ffi.NULL:
-            with freeing():
-                lib.llama_free(self.ptr)
-            self.ptr = ffi.NULL
-        if self.batch.token != ffi.NULL:
-            lib.llama_batch_free(self.batch[0])
-            self.batch.token = ffi.NULL
-        self.loaded.release()
+    id: int
+    text: str
+    """What became readable with it: nothing for an end token, within a character of several tokens, or without a tokenizer."""
+    ends: bool
+    """Whether the model ended the text with it."""
 
 
 class Context(Handle):
@@ -218,6 +53,7 @@ class Context(Handle):
         self.name = loaded.info.path.name
         self._devices = loaded.devices
         self._n_vocab = loaded.n_vocab
+        self._adapters: tuple[Adapter, ...] = ()
         self._native = NativeContext(loaded, options)
         self._own(NativeContext.free, self._native)
 
@@ -228,9 +64,15 @@ class Context(Handle):
         return self._native.ptr
 
     @property
+    def vocab(self) -> Vocabulary:
+        """The model's tokens."""
+        self._check_open()
+        return Vocabulary(self._native.loaded)
+
+    @property
     def n_ctx_seq(self) -> int:
         """Tokens that one sequence can have."""
-        return self.options.n_ctx if self.options.kv_unified else self.options.n_ctx // self.options.n_seq_max
+        return self.options.n_ctx // self.options.n_stream
 
     # decoding
 
@@ -282,7 +124,7 @@ class Context(Handle):
         n = int(self._native.batch.n_tokens)
         with self._poisoning():
             status = self._native.compute(encode=encode)
-            error = failure(f"{self.name}: {'encoding' if encode else 'decoding'} {n} tokens failed: {_STATUS.get(status, f'status {status}')}") if status else None
+            error = failure(f"{self.name}: {'encoding' if encode else 'decoding'} {n} tokens failed: {STATUS.get(status, f'status {status}')}") if status else None
             if error is not None and status not in (1, -1):  # after those the context is as it was before
                 raise error
         if error is not None:
@@ -338,6 +180,262 @@ class Context(Handle):
         if not isinstance(seq, (int, np.integer)) or not 0 <= seq < self.options.n_seq_max:
             raise IndexRangeError(f"sequence {seq!r}: this context has 0 to {self.options.n_seq_max - 1} (n_seq_max={self.options.n_seq_max})")
 
+    # generating
+
+    def generate(
+        self,
+        prompt: Tokens,
+        *,
+        max_tokens: int | None = None,
+        seq: int = 0,
+        sampler: Sampler | SamplerOptions | None = None,
+        on_full: str = "stop",
+        keep: int = 1,
+        **changes: Any,
+    ) -> Iterator[GeneratedToken]:
+        """Continues a sequence, token by token.
+
+        Args:
+            prompt: token ids that come first, behind what the sequence has.
+            max_tokens: None: until the model ends it or the context is full.
+            sampler: None: llama.cpp's usual chain.
+            on_full: ``stop``, or ``shift``: forget the older half behind the first ``keep`` tokens, and go on.
+            changes: fields of `SamplerOptions` that are to differ, such as ``temperature=0`` or ``seed=1``.
+
+        Returns:
+            An iterator of `GeneratedToken`. The last one may be an end token; nothing comes behind it.
+
+        Raises:
+            ArgumentError: values that make no sense. Others: see `decode`.
+        """
+        if on_full not in ("stop", "shift"):
+            raise ArgumentError(f"on_full={on_full!r}: 'stop' or 'shift'")
+        if max_tokens is not None:
+            whole("max_tokens", max_tokens, 0, MAX_TOKENS)
+        self._check_open()
+        self._refuse_simulated("nothing was generated")
+        if isinstance(sampler, Sampler):
+            if changes:
+                raise ArgumentError(f"give {', '.join(changes)} to the Sampler when it is made, not to generate()")
+            chain, mine = sampler, False
+        else:
+            chain, mine = Sampler(self._native.loaded, sampler_options(sampler, changes)), True
+        try:
+            self._feed(Batch().add(prompt, seq))
+        except BaseException:
+            if mine:
+                chain.close()
+            raise
+        return self._generated(chain, mine, seq, max_tokens, on_full == "shift", keep)
+
+    def _generated(
+        self, chain: Sampler, mine: bool, seq: int, max_tokens: int | None, shift: bool, keep: int
+    ) -> Iterator[GeneratedToken]:
+        decoder, n = codecs.getincrementaldecoder("utf-8")("replace"), 0
+        try:
+            while max_tokens is None or n < max_tokens:
+                with self._in_use():
+                    token = int(lib.llama_sampler_sample(chain.ptr, self._native.ptr, -1))
+                    ended = self.vocab.is_end(token)
+                    text = "" if ended else decoder.decode(self.vocab.piece(token))
+                n += 1
+                yield GeneratedToken(token, text, ended)
+                if ended or n == max_tokens:
+                    return
+                end = self.n_past(seq)
+                if end >= self.n_ctx_seq:
+                    if not shift:
+                        return
+                    self.shift((end - keep) // 2, keep=keep, seq=seq)
+                self._feed(Batch().add([token], seq))
+        finally:
+            if mine:
+                chain.close()
+
+    def _feed(self, batch: Batch) -> None:
+        """Decodes without looking at logits, which stay in llama.cpp for the sampler."""
+        with self._in_use(poisons=False):
+            ids, at, seqs, wanted = self._laid_out(batch, False)
+            for first in range(0, len(ids), self._native.n_batch):
+                part = slice(first, first + self._native.n_batch)
+                self._native.set_batch(ids[part], at[part], seqs[part], wanted[part])
+                self._compute()
+
+    # embeddings
+
+    def embed(self, texts: Sequence[Tokens], *, normalize: bool = True) -> list[npt.NDArray[np.float32]]:
+        """Embeddings of texts, each computed by itself; the sequences that the context had are forgotten.
+
+        Args:
+            texts: token ids of each text; at most ``n_batch`` and as many as a sequence can have.
+            normalize: to length 1 (not ranks).
+
+        Returns:
+            For each text float32 of shape (n_embd_out,); with ``pooling="none"`` (its tokens, n_embd_out); with
+            ``pooling="rank"`` (outputs of the classifier,).
+
+        Raises:
+            ArgumentError: the context was not made with ``embeddings=True``, or a text is too long.
+        """
+        self._check_open()
+        if not self.options.embeddings:
+            raise ArgumentError("embed() needs a context for embeddings: model.context(embeddings=True)")
+        self._refuse_simulated("no embeddings were computed")
+        limit = min(self.n_ctx_seq, self._native.n_batch)
+        checked = [token_ids(t) for t in texts]
+        for i, ids in enumerate(checked):
+            self._check_tokens(ids)
+            if len(ids) > limit:
+                raise ArgumentError(f"text {i} has {len(ids)} tokens; {limit} are possible (n_ctx, n_batch and n_seq_max of the context)")
+        out: list[npt.NDArray[np.float32]] = []
+        with self._in_use(poisons=False):
+            for group in self._groups(checked):
+                out += self._embedded(group)
+        if normalize and self.pooling != "rank":
+            for vectors in out:
+                length = np.linalg.norm(vectors, axis=-1, keepdims=True)
+                np.divide(vectors, length, out=vectors, where=length > 0)
+        return out
+
+    @property
+    def pooling(self) -> str:
+        """How embeddings of tokens become one: ``none``, ``mean``, ``cls``, ``last``, ``rank``."""
+        found = int(lib.llama_pooling_type(self.ptr))
+        return next(str(name) for name, value in POOLING.items() if value == found and name)
+
+    def _groups(self, texts: list[npt.NDArray[Any]]) -> Iterator[list[npt.NDArray[Any]]]:
+        group: list[npt.NDArray[Any]] = []
+        loaded = self._native.loaded
+        # the batches of recurrent models are always cut to sequences of equal length
+        alone = lib.llama_model_is_recurrent(loaded.ptr) or lib.llama_model_is_hybrid(loaded.ptr)
+        most = 1 if alone else self.options.n_seq_max
+        for ids in texts:
+            if group and (len(group) == most or sum(map(len, group)) + len(ids) > self._native.n_batch):
+                yield group
+                group = []
+            group.append(ids)
+        if group:
+            yield group
+
+    def _embedded(self, group: list[npt.NDArray[Any]]) -> list[npt.NDArray[np.float32]]:
+        native, loaded = self._native, self._native.loaded
+        if native.memory != ffi.NULL:
+            lib.llama_memory_clear(native.memory, True)
+        lengths = [len(ids) for ids in group]
+        tokens = np.concatenate(group).astype(np.int32)
+        pos = np.concatenate([np.arange(n, dtype=np.int32) for n in lengths])
+        seqs = [(seq,) for seq, n in enumerate(lengths) for _ in range(n)]
+        native.set_batch(tokens, pos, seqs, np.ones(len(tokens), np.int8))
+        encoder_alone = lib.llama_model_has_encoder(loaded.ptr) and not lib.llama_model_has_decoder(loaded.ptr)
+        self._compute(encode=bool(encoder_alone))
+        width = int(lib.llama_model_n_embd_out(loaded.ptr))
+        what = "embeddings; is it a model that makes some?"
+        if self.pooling == "none":
+            rows = [self._floats(lib.llama_get_embeddings_ith(native.ptr, i), width, what) for i in range(len(tokens))]
+            ends = np.cumsum(lengths)
+            return [np.stack(rows[end - n : end]) for n, end in zip(lengths, ends, strict=True)]
+        n = int(lib.llama_model_n_cls_out(loaded.ptr)) if self.pooling == "rank" else width
+        return [self._floats(lib.llama_get_embeddings_seq(native.ptr, seq), n, what).copy() for seq in range(len(group))]
+
+    def encode(self, tokens: Tokens) -> None:
+        """Runs the encoder of an encoder-decoder model (T5); what is decoded afterwards attends to its result.
+
+        Raises:
+            UnsupportedError: the model has no encoder beside its decoder. ArgumentError: more tokens than a batch holds.
+        """
+        self._check_open()
+        loaded = self._native.loaded
+        if not (lib.llama_model_has_encoder(loaded.ptr) and lib.llama_model_has_decoder(loaded.ptr)):
+            raise UnsupportedError(f"{self.name} is no encoder-decoder model: decode() or embed() is what it can do")
+        ids = token_ids(tokens)
+        self._check_tokens(ids)
+        whole("encode(): number of tokens", len(ids), 1, self._native.n_batch)
+        self._refuse_simulated("nothing was encoded")
+        n = len(ids)
+        with self._in_use(poisons=False):
+            self._native.set_batch(ids.astype(np.int32), np.arange(n, dtype=np.int32), [(0,)] * n, np.ones(n, np.int8))
+            self._compute(encode=True)
+
+    # states
+
+    def save(self, seq: int | None = None) -> bytes:
+        """The state of the context, or of one sequence, as bytes. It moves between split modes and devices.
+
+        Raises:
+            IndexRangeError: there is no such sequence.
+        """
+        self._refuse_simulated("there is no state")
+        with self._in_use(poisons=False):
+            if seq is not None:
+                self._check_sequence(seq)
+            ptr = self._native.ptr
+            with self._poisoning():
+                size = int(lib.llama_state_get_size(ptr) if seq is None else lib.llama_state_seq_get_size(ptr, seq))
+                out = bytearray(size)
+                to = ffi.from_buffer("uint8_t *", out)
+                done = int(lib.llama_state_get_data(ptr, to, size) if seq is None else lib.llama_state_seq_get_data(ptr, to, size, seq))
+                if not 0 < done <= size:
+                    raise failure(f"{self.name}: llama.cpp cannot write its state of {size} bytes")
+        return sealed(self._envelope(seq), bytes(out[:done]))
+
+    def restore(self, state: bytes, seq: int | None = None) -> None:
+        """What `save` gave, of this model in any split mode, with caches of the same formats.
+
+        Args:
+            seq: the sequence that a saved sequence becomes; None for a whole context.
+
+        Raises:
+            FileFormatError: damaged, or no state. ArgumentError: another model's. ModelError: llama.cpp refuses it, for
+                example because it does not fit; the context is empty then.
+        """
+        self._refuse_simulated("no state was restored")
+        with self._in_use(poisons=False):
+            if seq is not None:
+                self._check_sequence(seq)
+            raw = opened(self._envelope(seq), state)
+            ptr, given = self._native.ptr, ffi.from_buffer("uint8_t *", raw)
+            with self._poisoning():
+                done = int(lib.llama_state_set_data(ptr, given, len(raw)) if seq is None else lib.llama_state_seq_set_data(ptr, given, len(raw), seq))
+                error = None if done == len(raw) else failure(f"{self.name}: llama.cpp does not take the state of {len(raw)} bytes")
+                if error is not None:
+                    lib.llama_memory_clear(self._native.memory, True)
+            if error is not None:
+                raise error
+
+    def _envelope(self, seq: int | None) -> Envelope:
+        return describe("context" if seq is None else "sequence", self._native.loaded.info, self._n_vocab, self.options)
+
+    # adapters
+
+    def set_adapters(self, adapters: Mapping[Adapter, float] | Sequence[Adapter] = ()) -> None:
+        """The LoRA adapters that take part from now on, with their scales (1.0 unless given); none: the bare model.
+
+        Raises:
+            ArgumentError: an adapter of another model. ClosedError: one is closed.
+        """
+        scaled = dict(adapters) if isinstance(adapters, Mapping) else dict.fromkeys(adapters, 1.0)
+        for one, scale in scaled.items():
+            if not isinstance(one, Adapter) or one.loaded is not self._native.loaded:
+                raise ArgumentError(f"{one!r} is no adapter of {self.name}: model.adapter(path) loads one")
+            if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not np.isfinite(scale):
+                raise ArgumentError(f"the scale {scale!r} of {one!r}: expected a finite number")
+        pointers = ffi.new("struct llama_adapter_lora *[]", [one.ptr for one in scaled])
+        scales = ffi.new("float[]", [float(s) for s in scaled.values()])
+        with self._in_use():
+            if lib.llama_set_adapters_lora(self._native.ptr, pointers, len(scaled), scales) != 0:
+                raise failure(f"{self.name}: llama.cpp does not take these adapters")
+            self._adapters = tuple(scaled)  # they live as long as they are used
+
+    # memory
+
+    def memory(self) -> tuple[MemoryUse, ...]:
+        """Bytes on each device: of the model's weights, of caches, and of buffers to compute in.
+
+        In tensor mode the devices of the meta device are told one by one, with all contexts of the model.
+        """
+        with self._in_use(poisons=False):
+            return memory_of(self._native)
+
     # the cache
 
     def n_past(self, seq: int = 0) -> int:
@@ -384,7 +482,7 @@ class Context(Handle):
             self._check_sequence(source)
             self._check_sequence(to)
             whole_one = start == 0 and (p1 is None or p1 > self._end(source))
-            if not self.options.kv_unified and not whole_one:
+            if self.options.n_stream > 1 and not whole_one:
                 raise UnsupportedError("seq_cp() of a part of a sequence needs one cache for all: make the context with kv_unified=True")
             with self._poisoning():
                 lib.llama_memory_seq_cp(self._needed_memory(), source, to, 0 if whole_one else start, -1 if whole_one else stop)
@@ -394,7 +492,10 @@ class Context(Handle):
         with self._in_use(poisons=False):
             self._check_sequence(seq)
             with self._poisoning():
-                lib.llama_memory_seq_keep(self._needed_memory(), seq)
+                memory = self._needed_memory()
+                for other in range(self.options.n_seq_max):  # llama_memory_seq_keep looks at one part of the cache only
+                    if other != seq:
+                        lib.llama_memory_seq_rm(memory, other, -1, -1)
 
     def seq_add(self, seq: int, delta: int, p0: int = 0, p1: int | None = None) -> None:
         """Moves positions ``p0`` to ``p1 - 1`` of a sequence by ``delta``; the keys are turned accordingly at the next decode.

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,9 @@ from .._ffi import ffi, lib, reason
 from .._ffi.callbacks import Callback
 from ..device import MAX_META_DEVICES, Device
 from ..dtype import DTYPES_BY_ID
-from ..errors import Error, ModelError, OutOfMemoryError
+from ..errors import ClosedError, Error, ModelError, OutOfMemoryError
 from ..gguf_info import GGUFInfo
-from ..split import Decision, Rule, decide, tensor_info, write_state
+from ..split import MIRRORED, Decision, Rule, SplitState, decide, read_state, tensor_info, write_state
 from .options import ModelOptions, Progress
 
 __all__ = ["LoadedModel", "failure", "freeing", "probe_load", "whole_file"]
@@ -31,11 +32,12 @@ class LoadedModel:
         self, path: Path, info: GGUFInfo, devices: Sequence[Device], rules: Sequence[Rule], options: ModelOptions, progress: Progress | None
     ) -> None:
         self.path, self.info, self.devices, self.options = path, info, tuple(devices), options
-        self.ptr: Any = ffi.NULL
+        self._ptr: Any = ffi.NULL
         self.meta: Any = None
         """The ``ggml_backend_dev_t`` of the meta device; None outside of tensor mode."""
         self.decisions: dict[str, Decision] = {}
         self._callbacks: list[Callback] = []
+        self._rules, self._follows = tuple(rules), False
         self._holders, self._lock = 1, threading.Lock()
         try:
             self._load(rules, progress)
@@ -68,8 +70,8 @@ class LoadedModel:
             else:
                 lib.pgg_meta_next_policy(ffi.NULL, ffi.NULL)
         try:
-            self.ptr = lib.llama_model_load_from_file(os.fsencode(self.path), params[0])
-            if self.ptr == ffi.NULL:
+            self._ptr = lib.llama_model_load_from_file(os.fsencode(self.path), params[0])
+            if self._ptr == ffi.NULL:
                 raise failure(f"llama.cpp cannot load {self.path}")
         finally:
             if options.split_mode == "tensor":
@@ -78,9 +80,33 @@ class LoadedModel:
                 self.meta = None if made == ffi.NULL else made
                 lib.pgg_meta_next_policy(ffi.NULL, ffi.NULL)
 
+    def follow_adapters(self) -> None:
+        """From now on the weights of adapters are split as the weights that they belong to; llama.cpp mirrors them."""
+        if self.meta is None or self._follows:
+            return
+        policy = self._keep(Callback("split_policy", _policy_with_adapters(weakref.ref(self))))
+        lib.pgg_meta_device_set_policy(self.meta, policy.function, policy.user_data)
+        self._follows = True
+
+    def tensor(self, name: str) -> Any:
+        """The ``const struct ggml_tensor *`` of a weight; None where llama.cpp has none of that name."""
+        found = lib.pgg_llama_tensor(self.ptr, name.encode())
+        return None if found == ffi.NULL else found
+
     def _keep(self, callback: Callback) -> Callback:
         self._callbacks.append(callback)
         return callback
+
+    @property
+    def ptr(self) -> Any:
+        """The ``struct llama_model *``.
+
+        Raises:
+            ClosedError: nobody holds it any more.
+        """
+        if self._ptr == ffi.NULL:
+            raise ClosedError(f"the model {self.info.path.name} is closed, and its contexts too")
+        return self._ptr
 
     @property
     def vocab(self) -> Any:
@@ -104,10 +130,10 @@ class LoadedModel:
             self._holders -= 1
             if self._holders:
                 return
-        if self.ptr != ffi.NULL:
+        if self._ptr != ffi.NULL:
             with freeing():
-                lib.llama_model_free(self.ptr)
-            self.ptr = ffi.NULL
+                lib.llama_model_free(self._ptr)
+            self._ptr = ffi.NULL
         if self.meta is not None:
             lib.pgg_meta_device_release(self.meta)
             self.meta = None
@@ -145,6 +171,37 @@ def _policy_of(rules: tuple[Rule, ...], n_devices: int, decisions: dict[str, Dec
         return True
 
     return policy
+
+
+def _policy_with_adapters(model: weakref.ref[LoadedModel]) -> Any:
+    def policy(tensor: Any, state: Any) -> bool:
+        loaded = model()
+        if loaded is None:
+            return False
+        n = len(loaded.devices)
+        name = ffi.string(tensor.name).decode("utf-8", "replace")
+        base, _, factor = name.rpartition(".lora_")
+        weight = loaded.tensor(base) if base and factor in ("a", "b") else None
+        if weight is None:
+            return bool(_policy_of(loaded._rules, n, loaded.decisions)(tensor, state))
+        found = ffi.new("struct ggml_backend_meta_split_state *")
+        split = read_state(found, n) if lib.pgg_meta_split_state(weight, True, found) else None
+        write_state(adapter_split(split, factor), state, n)
+        return True
+
+    return policy
+
+
+def adapter_split(weight: SplitState | None, factor: str) -> SplitState:
+    """The split of a factor of ``W + B A``, for that of the weight W: A has its inputs (axis 0), B its outputs (axis 1).
+
+    Experts (axis 2) are those of both. What is split along W's inputs makes A x a partial sum.
+    """
+    if weight is None or not isinstance(weight.axis, int):
+        return MIRRORED
+    if weight.axis == 2 or weight.axis == {"a": 0, "b": 1}[factor]:
+        return weight
+    return MIRRORED
 
 
 def failure(what: str) -> Error:

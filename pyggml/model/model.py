@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,11 @@ from ..gguf_info import GGUFInfo
 from ..meta import MetaDevice, as_rule
 from ..plan import SplitPlan
 from ..split import Decision, Rule
-from .context import Context, Observer, Tokens
+from .adapters import Adapter
+from .batch import Tokens
+from .context import Context, GeneratedToken
 from .loading import LoadedModel, probe_load
+from .native_context import Observer
 from .options import (
     ContextOptions,
     Devices,
@@ -33,6 +36,8 @@ from .options import (
     shares_of,
 )
 from .planning import plan_model
+from .sampling import Sampler, SamplerOptions, sampler_options
+from .vocabulary import Vocabulary
 
 __all__ = ["Model"]
 
@@ -197,6 +202,54 @@ class Model(Handle):
         """
         self._check_open()
         return self._first.decode(tokens, logits="all", observer=observer, from_empty=True)
+
+    @property
+    def vocab(self) -> Vocabulary:
+        """The model's tokens."""
+        self._check_open()
+        return Vocabulary(self._loaded)
+
+    def tokenize(self, text: str, *, special: bool = True, parse_special: bool = False) -> list[int]:
+        """The tokens of a text, see `Vocabulary.tokenize`."""
+        return self.vocab.tokenize(text, special=special, parse_special=parse_special)
+
+    def detokenize(self, tokens: Tokens, *, special: bool = False) -> str:
+        """The text of tokens, see `Vocabulary.detokenize`."""
+        return self.vocab.detokenize(tokens, special=special)
+
+    def sampler(self, options: SamplerOptions | None = None, **changes: Any) -> Sampler:
+        """A chain of llama.cpp's samplers that several generations share.
+
+        Args:
+            options: None: llama.cpp's usual chain.
+            changes: fields of `SamplerOptions` that are to differ, such as ``top_k=1``.
+
+        Raises:
+            ArgumentError: there is no such option, or its value makes no sense. ModelError: the grammar is not valid.
+        """
+        self._check_open()
+        return Sampler(self._loaded, sampler_options(options, changes))
+
+    def generate(self, prompt: str | Tokens, *, max_tokens: int | None = None, **changes: Any) -> Iterator[GeneratedToken]:
+        """Continues a text in the default context, from empty. See `Context.generate`.
+
+        Args:
+            prompt: text, or token ids.
+            changes: further arguments of `Context.generate`: ``sampler``, ``temperature``, ``seed``, ``on_full``, …
+        """
+        tokens = self.tokenize(prompt) if isinstance(prompt, str) else prompt
+        self.default_context.clear()
+        return self.default_context.generate(tokens, max_tokens=max_tokens, **changes)
+
+    def adapter(self, path: str | os.PathLike[str]) -> Adapter:
+        """Loads a LoRA adapter (GGUF) for this model.
+
+        Raises:
+            ModelNotFoundError, FileFormatError: no such file, or no LoRA adapter for this architecture.
+            ModelError: llama.cpp refuses it, for example because its tensors do not fit the model's.
+        """
+        self._check_open()
+        return Adapter(self._loaded, path)
 
     def plan(self, n_tokens: int = 1, n_past: int = 0, *, all_logits: bool = False) -> SplitPlan:
         """What a decode of ``n_tokens`` behind ``n_past`` would do; nothing is allocated or computed. See `plan_model`."""

@@ -54,11 +54,16 @@ class ContextOptions:
     n_seq_max: int = 1
     """Sequences, 1 to 256. They share the cache, each has a part of it (``kv_unified=False``)."""
     kv_unified: bool = False
-    """One cache that the sequences fill as they need, instead of equal parts."""
+    """One cache that the sequences fill as they need, instead of equal parts. A context for embeddings always has one."""
     embeddings: bool = False
-    """Give embeddings instead of logits."""
+    """For `Context.embed`."""
     pooling: str | None = None
     """``none``, ``mean``, ``cls``, ``last``, ``rank``; None: what the model says."""
+
+    @property
+    def n_stream(self) -> int:
+        """How many parts the cache has."""
+        return 1 if self.kv_unified or self.embeddings else self.n_seq_max
 
     def check(self, split_mode: str) -> None:
         """Raises ArgumentError for values that make no sense, UnsupportedError for those that a split mode cannot do."""

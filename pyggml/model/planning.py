@@ -18,8 +18,8 @@ from ..gguf_info import GGUFInfo
 from ..meta import twins
 from ..plan import SplitPlan
 from ..split import Decision, Rule
-from .context import NativeContext
 from .loading import LoadedModel, whole_file
+from .native_context import NativeContext
 from .options import Devices, ModelOptions, check_arch, check_cache, check_rules, devices_of
 
 __all__ = ["plan_model"]

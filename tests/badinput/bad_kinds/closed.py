@@ -172,6 +172,12 @@ def _models(folder: Path) -> Iterator[Case]:
         "logits of a wrong token": lambda m: m.logits([-1]),
         "context": lambda m: m.context(),
         "default_context": lambda m: m.default_context,
+        "vocab": lambda m: m.vocab,
+        "tokenize": lambda m: m.tokenize("a"),
+        "detokenize": lambda m: m.detokenize([1]),
+        "sampler": lambda m: m.sampler(),
+        "generate": lambda m: m.generate([1]),
+        "adapter": lambda m: m.adapter("lora.gguf"),
     }
     on_context: dict[str, Callable[[gg.Context], object]] = {
         "decode": lambda c: c.decode([1, 2]),
@@ -183,15 +189,41 @@ def _models(folder: Path) -> Iterator[Case]:
         "seq_keep": lambda c: c.seq_keep(0),
         "seq_add": lambda c: c.seq_add(0, 1),
         "shift": lambda c: c.shift(1),
+        "generate": lambda c: c.generate([1]),
+        "embed": lambda c: c.embed([[1]]),
+        "encode": lambda c: c.encode([1]),
+        "pooling": lambda c: c.pooling,
+        "save": lambda c: c.save(),
+        "save a sequence": lambda c: c.save(0),
+        "restore": lambda c: c.restore(b""),
+        "set_adapters": lambda c: c.set_adapters(),
+        "memory": lambda c: c.memory(),
+        "vocab": lambda c: c.vocab,
         "with": lambda c: c.__enter__(),
     }
     for device, mode in ((None, "none"), ("vcpu:2", "tensor"), ("vcpu:2", "layer")):
         model = gg.Model(path, device, split_mode=mode, n_ctx=64, threads=1)
         model.logits([1, 2, 3])
-        alone, own = model.context(), model.default_context
+        alone, own, vocab, sampler = model.context(), model.default_context, model.vocab, model.sampler()
+        going_on = alone.generate([1, 2], temperature=0)
+        next(going_on)
         model.close()
+        alone.clear()
         alone.decode([1, 2, 3])  # its weights live as long as it does
         alone.close()
+        yield Case(f"going on with a generation, closed, {mode}", lambda g=going_on: next(g), ("Context", "closed"), CLOSED)
+        sampler.close()
+        for name, use in {
+            "tokenize": lambda v: v.tokenize("a"),
+            "detokenize": lambda v: v.detokenize([1]),
+            "piece": lambda v: v.piece(1),
+            "len": lambda v: len(v),
+            "bos": lambda v: v.bos,
+            "is_end": lambda v: v.is_end(1),
+        }.items():
+            yield Case(f"{name} of the vocabulary of a closed model, {mode}", lambda u=use, v=vocab: u(v), ("closed",), CLOSED)
+        for name, use in {"ptr": lambda s: s.ptr, "names": lambda s: s.names, "reset": lambda s: s.reset()}.items():
+            yield Case(f"{name} of a closed sampler, {mode}", lambda u=use, s=sampler: u(s), ("Sampler", "closed"), CLOSED)
         public = {n for n, _ in inspect.getmembers(gg.Model) if not n.startswith("_")} - _HARMLESS - {"with_options", "devices"}
         for name in public:
             if not any(c.startswith(name) for c in calls):
