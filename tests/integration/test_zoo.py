@@ -21,6 +21,7 @@ from pyggml.testing import ZOO, Architecture, TinyModel, tiny, tiny_gguf
 ALL = [(name, moe) for name, arch in ZOO.items() if arch.runs for moe in arch.variants]
 IDS = [f"{name}-moe" if moe and ZOO[name].moe == "both" else name for name, moe in ALL]
 TENSOR = [(name, moe) for name, moe in ALL if lib.pgg_llama_arch_supports_tensor_split(name.encode())]
+WIDE = bool(os.environ.get("PYGGML_TEST_WIDE"))
 SPLITS: dict[str, tuple[int, ...]] = {"2": (1, 1), "3": (1, 1, 1), "3,1": (3, 1)}
 ZERO_SHARES: tuple[tuple[int, ...], ...] = ((0, 1), (2, 0, 1))
 
@@ -111,8 +112,9 @@ def test_tensor_mode(tmp_path: Path, name: str, moe: bool) -> None:
             assert (devices[0].stats().allreduces == 0) == (name in NOT_SPLIT)
         for zero in ZERO_SHARES if split == "3" else ():
             assert gg.nmse(run(model, 17, f"vcpu:{len(zero)}", zero), one) <= tolerance_of(name), zero
-        plan = plan_model(model, device, n_tokens=17, options=ModelOptions("tensor", tuple(float(s) for s in shares), n_ctx=64, n_batch=64))
-        parts = [leaf for leaf in plan.leafs if leaf.kind in ("weight", "fixed") and leaf.split is not None and isinstance(leaf.split.axis, int)]
+        options = ModelOptions("tensor", tuple(float(s) for s in shares), n_ctx=64, n_batch=64)
+        plan = plan_model(model, device, n_tokens=17, options=options)
+        parts = [leaf for leaf in plan.leafs if leaf.kind in ("weight", "fixed") and leaf.split and isinstance(leaf.split.axis, int)]
         assert parts or name in NOT_SPLIT
         for leaf in parts:
             asked = [leaf.split.counts and sum(leaf.split.counts) * s / sum(shares) for s in shares]
@@ -225,8 +227,8 @@ def test_names_are_those_of_the_gguf_package(tmp_path: Path) -> None:
     assert strange == {}, strange
 
 
-@pytest.mark.parametrize("dtype", ["q8_0", "q4_K"] if os.environ.get("PYGGML_TEST_WIDE") else ["q8_0"])
-@pytest.mark.parametrize("name", list(ZOO) if os.environ.get("PYGGML_TEST_WIDE") else ["gemma3", "gpt-oss", "mamba2", "deepseek2", "lfm2", "bert", "rwkv7"])
+@pytest.mark.parametrize("dtype", ["q8_0", "q4_K"] if WIDE else ["q8_0"])
+@pytest.mark.parametrize("name", list(ZOO) if WIDE else ["gemma3", "gpt-oss", "mamba2", "deepseek2", "lfm2", "bert", "rwkv7"])
 def test_quantized(tmp_path: Path, name: str, dtype: str) -> None:
     if not ZOO[name].runs:
         pytest.skip("does not run")

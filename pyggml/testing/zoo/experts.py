@@ -43,7 +43,8 @@ EXPERTS: tuple[Architecture, ...] = (
     _("cohere2moe", "swa weigh rms ln eff shff shared lead gate logit_scale", moe="only"),
     _("dbrx", "ln attention.clamp_kqv", moe="only", square=True),
     _("olmoe", "rms", moe="only", square=True, gqa=1),
-    _("arctic", "rms", moe="only", square=True, sizes={"head_dim": 64}),
+    # its dense network is as wide as the embedding: n_embd has to be a multiple of 128 for each step of the shares
+    _("arctic", "rms", moe="only", square=True, sizes={"head_dim": 64}, n_layer=1),
     _("deepseek", "rms eff shared lead expert_weights_scale", moe="only", square=True),
     _(
         "deepseek2-ocr",

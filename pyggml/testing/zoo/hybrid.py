@@ -54,8 +54,7 @@ HYBRID: tuple[Architecture, ...] = (
         "rms ln wkv.head_size time_mix_extra_dim time_decay_extra_dim rescale_every_n_layers token_shift_count",
         square=True,
         values={"attention.head_count": 0, "attention.head_count_kv": 0},
-        sizes={"head_dim": 64},
-    ),
+        sizes={"head_dim": 64}, gqa=1),
     _(
         "rwkv6qwen2",
         "rms ln wkv.head_size time_mix_extra_dim time_decay_extra_dim rescale_every_n_layers token_shift_count",
@@ -70,8 +69,7 @@ HYBRID: tuple[Architecture, ...] = (
         "attention.gate_lora_rank token_shift_count",
         square=True,
         values={"attention.head_count": 0, "attention.head_count_kv": 0},
-        sizes={"head_dim": 64},
-    ),
+        sizes={"head_dim": 64}, gqa=1),
     _(
         "arwkv7",
         "rms ln wkv.head_size attention.decay_lora_rank attention.iclr_lora_rank attention.value_residual_mix_lora_rank "
