@@ -1,0 +1,88 @@
+"""Options that commands share. They carry llama.cpp's names, so that its command lines carry over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from ..model import ModelOptions
+    from ..split import Rule
+
+__all__ = ["RuleType", "Shares", "model_options", "options_of"]
+
+_MODES = click.Choice(["none", "layer", "row", "tensor"])
+
+
+if TYPE_CHECKING:
+    _ParamType = click.ParamType[Any]
+else:
+    _ParamType = click.ParamType
+
+
+class Shares(_ParamType):
+    name = "N0,N1,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(float(v) for v in str(value).replace("/", ",").split(","))
+        except ValueError:
+            self.fail(f"{value!r}: shares are numbers separated by commas, such as 3,1", param, ctx)
+
+
+class RuleType(_ParamType):
+    name = "PATTERN=SPLIT"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Rule:
+        from ..errors import ArgumentError
+        from ..split import rule
+
+        pattern, equals, split = str(value).rpartition("=")
+        if not equals:
+            self.fail(f"{value!r}: a rule is PATTERN=SPLIT, such as 'ffn_up=S1 3:1'", param, ctx)
+        try:
+            return rule(pattern, split)
+        except ArgumentError as error:
+            self.fail(str(error), param, ctx)
+
+
+def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    options = [
+        click.option("-dev", "--device", default="vcpu:2", show_default=True, metavar="DEVICES",
+                     help="Devices, separated by commas: vcpu:2 (virtual CPUs), sim:2@24GiB (simulated), CUDA0,CUDA1, Vulkan, rpc:HOST:PORT."),
+        click.option("-sm", "--split-mode", type=_MODES, default="tensor", show_default=True, help="How the model is spread over the devices."),
+        click.option("-ts", "--tensor-split", type=Shares(), default=None, help="Shares of the devices, such as 3,1. Default: even."),
+        click.option("-c", "--ctx-size", type=click.IntRange(1, 1 << 24), default=512, show_default=True, help="Tokens in the context."),
+        click.option("-b", "--batch-size", type=click.IntRange(1), default=512, show_default=True, help="Tokens decoded at once."),
+        click.option("-ctk", "--cache-type-k", default="f16", show_default=True, help="Format of the K cache."),
+        click.option("-ctv", "--cache-type-v", default="f16", show_default=True, help="Format of the V cache."),
+        click.option("-fa", "--flash-attn", type=click.Choice(["on", "off", "auto"]), default="auto", show_default=True, help="Flash attention; tensor mode needs it."),
+        click.option("-t", "--threads", type=click.IntRange(1, 512), default=None, help="Threads of the CPU device. Default: all cores."),
+        click.option("--rule", "rules", type=RuleType(), multiple=True,
+                     help="A split of your own for weights whose name matches, in front of llama.cpp's rules, KV caches included: --rule 'ffn=M', or --rule 'ffn_(up|gate)=S1 3:1' --rule 'ffn_down=S0 3:1', or --rule attn=M --rule cache=M."),
+    ]  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def options_of(given: dict[str, Any], **changes: Any) -> ModelOptions:
+    from ..model import ModelOptions
+
+    return ModelOptions(
+        **{
+            "split_mode": given["split_mode"],
+            "tensor_split": given["tensor_split"],
+            "n_ctx": given["ctx_size"],
+            "n_batch": given["batch_size"],
+            "type_k": given["cache_type_k"],
+            "type_v": given["cache_type_v"],
+            "flash_attn": given["flash_attn"],
+            "threads": given["threads"],
+            **changes,
+        }
+    )
