@@ -120,6 +120,15 @@ class Context(Handle):
                         row += 1
         return out
 
+    def feed(self, tokens: Tokens | Batch, seq: int | Sequence[int] = 0) -> None:
+        """Puts tokens into the cache as `decode` does, but leaves the logits in llama.cpp, for a sampler.
+
+        Raises:
+            Like `decode`.
+        """
+        self._refuse_simulated("nothing was computed")
+        self._feed(tokens if isinstance(tokens, Batch) else Batch().add(tokens, seq))
+
     def _compute(self, *, encode: bool = False) -> None:
         n = int(self._native.batch.n_tokens)
         with self._poisoning():

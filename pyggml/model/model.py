@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -10,14 +11,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .._ffi import ffi, lib
 from .._handle import Handle
-from ..dtype import DTypeLike
+from ..dtype import DTYPES_BY_ID, DTypeLike
 from ..errors import ArgumentError, BusyError
 from ..gguf_check import check_gguf
 from ..gguf_info import GGUFInfo
 from ..meta import MetaDevice, as_rule
 from ..plan import SplitPlan
 from ..split import Decision, Rule
+from ..tensor import read_tensor
 from .adapters import Adapter
 from .batch import Tokens
 from .context import Context, GeneratedToken
@@ -156,6 +159,28 @@ class Model(Handle):
         """Tokens in the vocabulary."""
         self._check_open()
         return self._loaded.n_vocab
+
+    @property
+    def description(self) -> str:
+        """What llama.cpp calls it, such as ``llama 7B Q4_0``."""
+        self._check_open()
+        out = ffi.new("char[]", 256)
+        lib.llama_model_desc(self._loaded.ptr, out, len(out))
+        return str(ffi.string(out).decode("utf-8", "replace"))
+
+    def weight(self, name: str) -> npt.NDArray[Any]:
+        """The value of a weight as the devices hold it, put together, in numpy's order; quantized ones as float32.
+
+        Raises:
+            ArgumentError: the model has none of that name; similar ones are named.
+        """
+        self._check_open()
+        found = self._loaded.tensor(name)
+        if found is None:
+            close = difflib.get_close_matches(name, [t.name for t in self.info.tensors], 3, 0.4)
+            raise ArgumentError(f"{self.path.name} has no weight {name!r}" + (f"; similar: {', '.join(close)}" if close else ""))
+        with self._reading():
+            return read_tensor(found, DTYPES_BY_ID[found.type])
 
     @property
     def decisions(self) -> dict[str, Decision]:

@@ -52,6 +52,12 @@ class Vocabulary:
         """Whether a generation ends with this token."""
         return bool(lib.llama_vocab_is_eog(self._ptr, self._checked(token)))
 
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """All tokens with which a generation ends. llama.cpp is asked about every token: keep the answer."""
+        vocab = self._ptr
+        return tuple(i for i in range(len(self)) if lib.llama_vocab_is_eog(vocab, i))
+
     def tokenize(self, text: str, *, special: bool = True, parse_special: bool = False) -> list[int]:
         """The tokens of a text.
 
