@@ -267,7 +267,11 @@ def as_bytes(value: Any, ne: tuple[int, ...], dtype: DType, name: str) -> npt.ND
         if array.dtype != dtype.numpy:
             if array.dtype.kind not in "fiub" or (array.dtype.kind == "f" and np.dtype(dtype.numpy).kind in "iu"):
                 raise DTypeError(f"{name!r} is {dtype}, got {array.dtype}: convert it first")
-            converted = array.astype(dtype.numpy)
+            try:
+                with np.errstate(over="raise"):
+                    converted = array.astype(dtype.numpy)
+            except FloatingPointError:
+                raise DTypeError(f"{name!r} is {dtype}: values of the {array.dtype} array do not fit, they would become infinite") from None
             if array.dtype.kind in "iu" and converted.dtype.kind in "iu" and not np.array_equal(converted, array):
                 raise DTypeError(f"{name!r} is {dtype}: values of the {array.dtype} array do not fit")
             array = converted

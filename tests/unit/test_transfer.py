@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import pyggml as gg
+from pyggml import ops
 
 X = np.arange(32, dtype=np.float32).reshape(4, 8)
 
@@ -75,3 +76,20 @@ def test_runs_take_any_layout_and_check_indices_each_time(target: gg.Device | gg
         with pytest.raises(gg.ShapeError):
             g.run(x=X.T, rows=np.zeros(3, np.int32))
         assert np.array_equal(g.run(x=X, rows=np.zeros(3, np.int32))["y"], X[[0, 0, 0]])
+
+
+@pytest.mark.parametrize(
+    "dtype, value",
+    [("f16", np.full(4, 1e6, np.float32)), ("f16", np.full(4, 10**6)), ("f32", np.full(4, 1e300)), ("f32", np.array([0, 0, 0, -1e39]))],
+    ids=["f32 to f16", "int to f16", "f64 to f32", "one of four"],
+)
+def test_values_that_would_become_infinite_are_refused(dtype: str, value: np.ndarray) -> None:  # type: ignore[type-arg]
+    with gg.Graph(gg.cpu()) as g:
+        g.output("y", ops.cont(g.input("x", (4,), dtype)))
+        with pytest.raises(gg.DTypeError, match=r"'x' is f(16|32): .* become infinite"):
+            g.run(x=value)
+        # infinity that was meant, as in masks, passes
+        assert np.isinf(g.run(x=np.full(4, -np.inf))["y"]).all()
+    if value.dtype == np.float64:
+        with pytest.raises(gg.DTypeError, match="'w' is f32"):
+            gg.Weights(gg.cpu(), {"w": value})
