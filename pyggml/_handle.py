@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 from typing import Any
 
+from ._ffi.interrupts import Held
 from .errors import BusyError, ClosedError, ForkError, PoisonedError
 
 __all__ = ["Borrowed", "Handle"]
@@ -27,9 +28,12 @@ def _at_exit() -> None:
 def _free(free: Callable[..., object], *arguments: Any) -> None:
     # A daemon thread may be in the middle of a run while the interpreter ends: nothing is taken from under it. The
     # process gives the memory back.
-    if _exiting and threading.active_count() > 1:
+    if _exiting:
+        if threading.active_count() == 1:
+            free(*arguments)
         return
-    free(*arguments)
+    with Held():  # Ctrl-C in the middle would leave the rest allocated
+        free(*arguments)
 
 
 class Handle:

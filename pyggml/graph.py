@@ -17,6 +17,7 @@ from . import _indices
 from ._arguments import tensor_name, whole
 from ._ffi import ffi, lib, non_null
 from ._ffi.callbacks import Callback
+from ._ffi.interrupts import Held
 from ._handle import Borrowed, Handle
 from .device import Device, default_threads
 from .dtype import DTypeLike, as_dtype
@@ -84,7 +85,7 @@ class Graph(Handle):
         self._results: dict[str, _Port] = {}  # of the outputs, once placed
         self._token: Token[Graph | None] | None = None
         try:
-            with on_device(device):
+            with on_device(device), Held():
                 self._state.backend = non_null(lib.ggml_backend_dev_init(dev, ffi.NULL), f"device {device.name} cannot be started", DeviceError)
             if isinstance(device, Device) and device.type == "cpu":
                 lib.ggml_backend_cpu_set_n_threads(self._state.backend, threads or default_threads())
@@ -256,7 +257,8 @@ class Graph(Handle):
             self._check_supported(graph)
         self._checks = _indices.checks(self, graph)
         buft = lib.ggml_backend_dev_buffer_type(self.device.ptr)
-        self._state.galloc = non_null(lib.ggml_gallocr_new(buft), "no graph allocator", OutOfMemoryError)
+        with Held():
+            self._state.galloc = non_null(lib.ggml_gallocr_new(buft), "no graph allocator", OutOfMemoryError)
         if not lib.ggml_gallocr_alloc_graph(self._state.galloc, graph):
             non_null(ffi.NULL, f"{self.device.name} has not enough memory for the graph's tensors", OutOfMemoryError)
         self._cgraph = graph

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from ._arguments import tensor_name
 from ._ffi import ffi, lib, non_null
+from ._ffi.interrupts import Held
 from ._handle import Handle
 from .dtype import DType, QuantizedArray, as_dtype
 from .errors import ArgumentError, DTypeError, FileFormatError, OutOfMemoryError, ShapeError
@@ -137,7 +138,7 @@ class Weights(Handle, Mapping[str, Tensor]):
             total = sum(lib.ggml_nbytes(t.ptr) for t in self._tensors.values())
             short = f"{device.name} has not enough memory for {len(shapes)} tensors of {total:,} bytes in all"
             try:
-                with on_device(device):
+                with on_device(device), Held():
                     held[0] = non_null(lib.ggml_backend_alloc_ctx_tensors_from_buft(ctx, buft), short, OutOfMemoryError)
             except OutOfMemoryError as error:
                 if short in str(error):

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from ..errors import UnsupportedError
-from . import check
+from . import check, interrupts
 from ._lib import ffi, lib
 
 
@@ -76,6 +76,7 @@ def _call(user_data: Any, refusal: Any, *arguments: Any) -> Any:
         return refusal
     try:
         result = callback.python(*arguments)
+        interrupts.arrived()
         return result if refusal is None else bool(result)
     except BaseException as error:  # also KeyboardInterrupt: it stops what runs, then arrives
         if lib.pgg_guard_python() > 0:
