@@ -104,6 +104,10 @@ if TYPE_CHECKING:
     from .model import Sampler as Sampler
     from .model import SamplerOptions as SamplerOptions
     from .model import plan_model as plan_model
+    from .model_comparison import ModelComparison as ModelComparison
+    from .model_comparison import NodeComparison as NodeComparison
+    from .model_comparison import compare_models as compare_models
+    from .model_comparison import compare_nodes as compare_nodes
     from .plan import SplitPlan as SplitPlan
     from .split import Rule as Rule
     from .split import Segment as Segment
@@ -126,6 +130,7 @@ _HOMES = {
     "model": (
         "GREEDY", "Adapter", "Batch", "Context", "ContextOptions", "Model", "ModelOptions", "Sampler", "SamplerOptions", "plan_model",
     ),
+    "model_comparison": ("ModelComparison", "NodeComparison", "compare_models", "compare_nodes"),
     "plan": ("SplitPlan",),
     "split": ("Rule", "Segment", "Split", "SplitState", "TensorInfo", "rule"),
     "tensor": ("Tensor",),

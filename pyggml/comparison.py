@@ -142,7 +142,7 @@ def compare(
     from .meta import check_target
 
     if not isinstance(graph, Graph):
-        raise ArgumentError(f"compare(): expected a Graph, got {type(graph).__name__}; models are compared by `pyggml compare`")
+        raise ArgumentError(f"compare(): expected a Graph, got {type(graph).__name__}; models are compared by compare_models()")
     check_target("compare(on=)", on)
     if inputs is not None and not isinstance(inputs, Mapping):
         raise ArgumentError(f"compare(inputs=): expected values by name, got {type(inputs).__name__}")

@@ -13,6 +13,7 @@ from .compare import compare
 from .demo import demo
 from .devices import devices
 from .plan import plan
+from .run import run
 
 __all__ = ["main"]
 
@@ -28,6 +29,7 @@ def cli(verbose: int) -> None:
     pyggml demo                                          a small model over two virtual CPU devices
     pyggml plan MODEL.gguf -dev vcpu:2 -sm tensor -ts 3,1    what would be split how, without loading it
     pyggml compare MODEL.gguf -dev CUDA0,CUDA1               the split against one device
+    pyggml run MODEL.gguf -dev CUDA0,CUDA1 -p "Once"         a text, continued by the split model
     """
     if verbose:
         import logging
@@ -35,7 +37,7 @@ def cli(verbose: int) -> None:
         logging.basicConfig(level=logging.INFO if verbose == 1 else logging.DEBUG, format="%(message)s")
 
 
-for command in (devices, demo, plan, compare):
+for command in (devices, demo, plan, compare, run):
     cli.add_command(command)
 
 

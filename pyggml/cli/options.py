@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,9 +11,10 @@ if TYPE_CHECKING:
     from ..model import ModelOptions
     from ..split import Rule
 
-__all__ = ["RuleType", "Shares", "model_options", "options_of"]
+__all__ = ["DEVICES_HELP", "MODES", "RuleType", "Shares", "TokenIds", "loading_options", "model_options", "options_of", "prompt_options", "prompt_text"]
 
-_MODES = click.Choice(["none", "layer", "row", "tensor"])
+DEVICES_HELP = "Devices, separated by commas: vcpu:2 (virtual CPUs), sim:2@24GiB (simulated), CUDA0,CUDA1, Vulkan, rpc:HOST:PORT."
+MODES = click.Choice(["none", "layer", "row", "tensor"])
 
 
 if TYPE_CHECKING:
@@ -50,13 +51,59 @@ class RuleType(_ParamType):
             self.fail(str(error), param, ctx)
 
 
-def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
+class TokenIds(_ParamType):
+    name = "ID,ID,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(int(v) for v in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r}: token ids are whole numbers separated by commas, such as 1,15,7", param, ctx)
+
+
+def _with(options: Sequence[Callable[..., Any]], command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def prompt_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """``-p``, ``-f`` and ``--tokens``; `prompt_text` reads the first two."""
     options = [
-        click.option("-dev", "--device", default="vcpu:2", show_default=True, metavar="DEVICES",
-                     help="Devices, separated by commas: vcpu:2 (virtual CPUs), sim:2@24GiB (simulated), CUDA0,CUDA1, Vulkan, rpc:HOST:PORT."),
-        click.option("-sm", "--split-mode", type=_MODES, default="tensor", show_default=True, help="How the model is spread over the devices."),
-        click.option("-ts", "--tensor-split", type=Shares(), default=None, help="Shares of the devices, such as 3,1. Default: even."),
+        click.option("-p", "--prompt", default=None, help="The text."),
+        click.option("-f", "--file", "prompt_file", type=click.File("r", encoding="utf-8", errors="replace"), default=None, help="A file with the text ('-': the input)."),
+        click.option("--tokens", type=TokenIds(), default=None, help="Token ids instead of a text, such as 1,15,7; for models without a tokenizer."),
+    ]  # fmt: skip
+    return _with(options, command)
+
+
+def prompt_text(given: dict[str, Any]) -> str | tuple[int, ...] | None:
+    """What was given of a text, a file and token ids; None: none of them. Takes them out of the options."""
+    prompt, file, tokens = (given.pop(name) for name in ("prompt", "prompt_file", "tokens"))
+    if sum(x is not None for x in (prompt, file, tokens)) > 1:
+        raise click.UsageError("-p, -f and --tokens: give one of them")
+    if file is not None:
+        return str(file.read()).removesuffix("\n")  # that of the last line, as llama.cpp does
+    found: str | tuple[int, ...] | None = tokens if prompt is None else prompt
+    return found
+
+
+def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Where a model is and how it is split, for commands that look at splits: tensor mode over two devices."""
+    options = [
+        click.option("-dev", "--device", default="vcpu:2", show_default=True, metavar="DEVICES", help=DEVICES_HELP),
+        click.option("-sm", "--split-mode", type=MODES, default="tensor", show_default=True, help="How the model is spread over the devices."),
         click.option("-c", "--ctx-size", type=click.IntRange(1, 1 << 24), default=512, show_default=True, help="Tokens in the context."),
+    ]  # fmt: skip
+    return _with(options, loading_options(command))
+
+
+def loading_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What all commands that load a model have in common."""
+    options = [
+        click.option("-ts", "--tensor-split", type=Shares(), default=None, help="Shares of the devices, such as 3,1. Default: even."),
         click.option("-b", "--batch-size", type=click.IntRange(1), default=512, show_default=True, help="Tokens decoded at once."),
         click.option("-ctk", "--cache-type-k", default="f16", show_default=True, help="Format of the K cache."),
         click.option("-ctv", "--cache-type-v", default="f16", show_default=True, help="Format of the V cache."),
@@ -65,9 +112,7 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--rule", "rules", type=RuleType(), multiple=True,
                      help="A split of your own for weights whose name matches, in front of llama.cpp's rules, KV caches included: --rule 'ffn=M', or --rule 'ffn_(up|gate)=S1 3:1' --rule 'ffn_down=S0 3:1', or --rule attn=M --rule cache=M."),
     ]  # fmt: skip
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return _with(options, command)
 
 
 def options_of(given: dict[str, Any], **changes: Any) -> ModelOptions:
@@ -83,6 +128,6 @@ def options_of(given: dict[str, Any], **changes: Any) -> ModelOptions:
             "type_v": given["cache_type_v"],
             "flash_attn": given["flash_attn"],
             "threads": given["threads"],
-            **changes,
         }
+        | changes
     )

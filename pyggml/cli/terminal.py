@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ if TYPE_CHECKING:
     from ..model import ModelOptions
     from ..split import Rule
 
-__all__ = ["open_model", "stderr", "stdout"]
+__all__ = ["open_model", "progress", "stderr", "stdout"]
 
 
 def stderr() -> Any:
@@ -27,13 +28,21 @@ def stdout() -> Any:
     return console if console.is_terminal else Console(width=max(console.width, 132))
 
 
-def open_model(path: str | Path, device: str, options: ModelOptions, rules: Sequence[Rule] = (), label: str = "") -> Any:
-    from rich.progress import BarColumn, Progress, TextColumn
-
-    from ..model import Model
+@contextlib.contextmanager
+def progress(label: str) -> Iterator[Callable[[float], None]]:
+    """A bar on the standard error, where that is a terminal; what it gives is called with the fraction that is done."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = stderr()
-    columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %")
+    columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeRemainingColumn()
     with Progress(*columns, transient=True, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(f"loading {Path(path).name} {label}", total=1.0)
-        return Model.with_options(path, device, options, rules=rules, progress=lambda f: bar.update(task, completed=f))
+        task = bar.add_task(label, total=1.0)
+        yield lambda fraction: bar.update(task, completed=fraction)
+
+
+def open_model(path: str | Path, device: Any, options: ModelOptions, rules: Sequence[Rule] = (), label: str = "") -> Any:
+    """The model, with a bar while it is loaded."""
+    from ..model import Model
+
+    with progress(f"loading {Path(path).name} {label}".rstrip()) as call:
+        return Model.with_options(path, device, options, rules=rules, progress=call)

@@ -37,12 +37,12 @@ def active_reduction(context: Context) -> Reduction:
         Like `Context.decode`.
     """
     context._check_open()
+    context.clear()
     loaded = context._native.loaded
     if loaded.meta is None or len(loaded.devices) < 2:
         return Reduction("none", 0)
     device = loaded.devices[0]
     before = device.stats().allreduces if device.is_virtual else 0
-    context.clear()
     lib.pgg_meta_capture_begin(loaded.meta)
     try:
         context.feed(Batch().add([0]))
