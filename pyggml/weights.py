@@ -88,12 +88,18 @@ class Weights(Handle, Mapping[str, Tensor]):
 
         Raises:
             FileFormatError: the file is corrupt; ModelNotFoundError: there is none.
-            ArgumentError: no tensor matches; the message names some that there are.
+            ArgumentError: no tensor matches (the message names some that there are), or the pattern is none.
         """
         from .gguf_check import check_gguf
 
+        try:
+            wanted = re.compile(pattern)
+        except (re.error, TypeError) as error:
+            raise ArgumentError(f"from_gguf(): {pattern!r:.80} is no regular expression: {error}") from None
+        if not isinstance(wanted.pattern, str):
+            raise ArgumentError(f"from_gguf(): the pattern {pattern!r:.80} is of bytes: names are str")
         info = check_gguf(path, model=False)
-        chosen = [t for t in info.tensors if re.search(pattern, t.name)]
+        chosen = [t for t in info.tensors if wanted.search(t.name)]
         if not chosen:
             some = ", ".join(t.name for t in info.tensors[:5])
             raise ArgumentError(f"{path}: none of {len(info.tensors)} tensors matches {pattern!r}; there are {some}, …")

@@ -157,3 +157,5 @@ def missing(folder: Path) -> Iterator[Case]:
             yield Case(f"{door} of {type(path).__name__}", lambda c=call, p=path: c(p), (), (TypeError, gg.ArgumentError))
     for pattern in ("nothing", "^$", "blk.9", "BLK"):
         yield Case(f"tensors like {pattern!r}", lambda p=pattern: gg.Weights.from_gguf(gg.cpu(), good, p), (repr(pattern), "good.gguf"), (gg.ArgumentError,))
+    for wrong in ("(", "[z-a]", "*", b"blk", None, 5):
+        yield Case(f"tensors like {wrong!r}", lambda p=wrong: gg.Weights.from_gguf(gg.cpu(), good, p), (repr(wrong),), (gg.ArgumentError,))
