@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import click
 
 from .._about import __version__
+from .bench import bench
 from .compare import compare
 from .demo import demo
 from .devices import devices
@@ -30,6 +31,7 @@ def cli(verbose: int) -> None:
     pyggml plan MODEL.gguf -dev vcpu:2 -sm tensor -ts 3,1    what would be split how, without loading it
     pyggml compare MODEL.gguf -dev CUDA0,CUDA1               the split against one device
     pyggml run MODEL.gguf -dev CUDA0,CUDA1 -p "Once"         a text, continued by the split model
+    pyggml bench MODEL.gguf -dev CUDA0,CUDA1                 how fast, unsplit, by layers and split
     """
     if verbose:
         import logging
@@ -37,7 +39,7 @@ def cli(verbose: int) -> None:
         logging.basicConfig(level=logging.INFO if verbose == 1 else logging.DEBUG, format="%(message)s")
 
 
-for command in (devices, demo, plan, compare, run):
+for command in (devices, demo, plan, compare, run, bench):
     cli.add_command(command)
 
 

@@ -59,7 +59,7 @@ class Setup:
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, writable=True, allow_dash=True), help="Write the outcome as JSON ('-': to the output).")
 @click.pass_context
 def compare(ctx: click.Context, /, model: str, **given: Any) -> None:
-    """Compare what MODEL says, split over devices, with what it says on one device.
+    """Compare MODEL, split over devices, with one device.
 
     Both are loaded, and read the same text: one prompt, a file in chunks of the context size, or random tokens. The
     KL divergence takes the reference for the truth, in nats; the perplexities are of the text, but for the first token of

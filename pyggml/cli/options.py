@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from ..model import ModelOptions
     from ..split import Rule
 
-__all__ = ["DEVICES_HELP", "MODES", "RuleType", "Shares", "TokenIds", "loading_options", "model_options", "options_of", "prompt_options", "prompt_text"]
+__all__ = ["DEVICES_HELP", "MODES", "ListOf", "RuleType", "Shares", "TokenIds", "loading_options", "model_options", "options_of", "prompt_options", "prompt_text"]
 
 DEVICES_HELP = "Devices, separated by commas: vcpu:2 (virtual CPUs), sim:2@24GiB (simulated), CUDA0,CUDA1, Vulkan, rpc:HOST:PORT."
 MODES = click.Choice(["none", "layer", "row", "tensor"])
@@ -49,6 +49,21 @@ class RuleType(_ParamType):
             return rule(pattern, split)
         except ArgumentError as error:
             self.fail(str(error), param, ctx)
+
+
+class ListOf(_ParamType):
+    """Several values of another type, separated by commas."""
+
+    def __init__(self, one: Any, length: int | None = None) -> None:
+        self.one, self.length, self.name = one, length, f"{one.name},..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
+        if isinstance(value, tuple):
+            return value
+        found = tuple(self.one.convert(word.strip(), param, ctx) for word in str(value).split(","))
+        if self.length is not None and len(found) != self.length:
+            self.fail(f"{value!r}: {self.length} values separated by commas are expected", param, ctx)
+        return tuple(dict.fromkeys(found)) if self.length is None else found
 
 
 class TokenIds(_ParamType):

@@ -76,9 +76,9 @@ def _sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @loading_options
 @click.option("--lora", type=_Lora(), multiple=True, help="A LoRA adapter (GGUF), with its scale unless that is 1.")
 def run(model: str, device: str, lora: tuple[tuple[str, float], ...], **given: Any) -> None:
-    """Continue a text with MODEL, in any configuration, token by token.
+    """Continue a text with MODEL, in any configuration.
 
-    The output has the generated text alone (token ids, where the model has no tokenizer); speed, seed and the all-reduce
+    The text is written token by token. The output has nothing but it (token ids, where the model has no tokenizer); speed, seed and the all-reduce
     in use are told on the standard error at the end.
     """
     from ..device import parse_devices
