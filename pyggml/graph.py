@@ -354,6 +354,7 @@ class Graph(Handle):
 
         The nodes are read where they are computed; nothing about the computation changes, the results are the same
         to the bit. Nodes that a device computes in one kernel with the next one are reported as that one.
+        The meta device is locked meanwhile: an observer that waits for another thread which uses it waits forever.
 
         Raises:
             UnsupportedError: the graph is not on a meta device.
