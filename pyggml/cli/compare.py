@@ -53,7 +53,7 @@ class Setup:
 @click.option("--against-tensor-split", type=Shares(), default=None, help="Shares of the reference's devices.")
 @click.option("--against-rule", "against_rules", type=RuleType(), multiple=True, help="Rules of the reference, as --rule.")
 @click.option("--attn-f32", is_flag=True, help="Keep an F32 cache in F32 for flash attention, where llama.cpp rounds it to F16.")
-@click.option("--tolerance", type=click.FloatRange(0), default=None, help="Largest NMSE. Default: 1e-9 where everything is F32 (-ctk f32 -ctv f32 --attn-f32), else 1e-4.")
+@click.option("--tolerance", type=click.FloatRange(0), default=None, help="Largest NMSE. Default: by the coarsest format that takes part, 1e-9 for F32 (with -ctk f32 -ctv f32 --attn-f32), 1e-5 F16, 2e-4 BF16, 5e-3 quantized.")
 @click.option("--nodes", is_flag=True, help="Compare every node of the graph, too, and show where the first that differs comes from.")
 @click.option("--node-tokens", type=click.IntRange(1), default=32, show_default=True, help="Tokens for --nodes, from the beginning.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, writable=True, allow_dash=True), help="Write the outcome as JSON ('-': to the output).")

@@ -181,6 +181,22 @@ def test_the_numbers_are_those_of_their_definitions(tiny: Make, n_batch: int) ->
         assert x.default_context.n_past() == r.default_context.n_past() == 0
 
 
+@pytest.mark.parametrize(
+    ("dtype", "options", "tolerance"),
+    [
+        ("f32", F32, 1e-9), ("f32", {**F32, "attn_f32": False}, 1e-5), ("f32", {}, 1e-5), ("f16", F32, 1e-5), ("bf16", {}, 2e-4), ("q8_0", {}, 5e-3),
+        ("f32", {**F32, "type_k": "q8_0", "type_v": "q8_0"}, 5e-3),
+    ],
+)  # fmt: skip
+def test_the_tolerance_is_that_of_the_formats(tiny: Make, dtype: str, options: dict[str, Any], tolerance: float) -> None:
+    model = tiny("llama", dtype=dtype)
+    with gg.Model(model, "vcpu:2", split_mode="tensor", **options) as x, gg.Model(model, "vcpu:1", **{**options, "n_ctx": 256}) as r:
+        found = gg.compare_models(x, r, tokens_of(model, 30))
+        assert found.tolerance == tolerance and found.ok
+    with gg.Model(model, **options) as x, gg.Model(tiny("llama", dtype=dtype, seed=1), **options) as r:
+        assert not gg.compare_models(x, r, [1, 2, 3]).ok
+
+
 def test_every_chunk_of_a_text_begins_as_the_text(words: TinyModel) -> None:
     with gg.Model(words, "vcpu:2", split_mode="tensor", **F32) as x, gg.Model(words, **F32) as r:
         ids = x.tokenize(TEXT)
