@@ -50,6 +50,12 @@ if(PYGGML_RPC)
     target_include_directories(ggml-rpc PRIVATE "${PYGGML_UPSTREAM_DIR}/ggml/src/ggml-rpc")
 endif()
 
+# Mesa's lavapipe counts references to what descriptor sets name, also to what is gone
+if(PYGGML_VULKAN)
+    pyggml_native_sources(ggml-vulkan "ggml_vulkan*.cpp")
+    target_include_directories(ggml-vulkan PRIVATE "${PYGGML_UPSTREAM_DIR}/ggml/src/ggml-vulkan")
+endif()
+
 # virtual and simulated devices: not in ggml-base, because they enter the registry, which is here
 pyggml_native_sources(ggml "cpu_*.cpp" "sim_*.cpp" "host_*.cpp")
 
@@ -61,12 +67,12 @@ file(GLOB lost CONFIGURE_DEPENDS "${PYGGML_NATIVE_DIR}/*.c" "${PYGGML_NATIVE_DIR
 if(PYGGML_NATIVE_SOURCES)
     list(REMOVE_ITEM lost ${PYGGML_NATIVE_SOURCES})
 endif()
-list(FILTER lost EXCLUDE REGEX "/(ggml_rpc|llama_)[^/]*$") # left out by an option
+list(FILTER lost EXCLUDE REGEX "/(ggml_rpc|ggml_vulkan|llama_)[^/]*$") # left out by an option
 if(lost)
     message(FATAL_ERROR "pyggml: files in native/ that belong to no library (see cmake/native.cmake): ${lost}")
 endif()
 
-foreach(file meta.cpp memory.cpp ggml_cpu.c ggml_rpc.cpp cpu_backend.cpp sim_backend.cpp host_plan.cpp llama_mmap.cpp llama_graph.cpp llama_ext.cpp)
+foreach(file meta.cpp memory.cpp ggml_cpu.c ggml_rpc.cpp ggml_vulkan.cpp cpu_backend.cpp sim_backend.cpp host_plan.cpp llama_mmap.cpp llama_graph.cpp llama_arch.cpp llama_ext.cpp)
     if(NOT EXISTS "${PYGGML_NATIVE_DIR}/${file}")
         message(FATAL_ERROR "pyggml: native/${file} is missing")
     endif()

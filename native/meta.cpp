@@ -30,6 +30,7 @@ static ggml_backend_buffer_t buffer_for_sums(ggml_backend_t backend, size_t size
 #undef ggml_backend_meta_device
 #undef ggml_backend_meta_alloc_ctx_tensors_from_buft
 
+#include <algorithm>
 #include <unordered_set>
 
 using pgg::buffer_extra;
@@ -223,6 +224,32 @@ static void tell_state_of_gdn_view(const ggml_tensor * t) {
     tell_state(t, state);
 }
 
+// What is made of nothing (ARANGE) is the same on every device; so is a tensor without elements of whole ones (the tokens
+// before the only one). Upstream has a state for neither, and refuses what reads them.
+static void tell_state_of_whole(const ggml_tensor * t) {
+    if (t->op == GGML_OP_NONE || t->view_src == t) {
+        return;
+    }
+    int n_sources = 0;
+    for (int i = 0; i < GGML_MAX_SRC; i++) {
+        if (t->src[i]) {
+            n_sources++;
+            if (is_meta(t->src[i]) && ggml_backend_meta_get_split_state(t->src[i], true).axis != GGML_BACKEND_SPLIT_AXIS_MIRRORED) {
+                return;
+            }
+        }
+    }
+    if (n_sources > 0 && ggml_nelements(t) > 0) {
+        return;
+    }
+    split_state state;
+    memset(&state, 0, sizeof(state));
+    state.axis       = GGML_BACKEND_SPLIT_AXIS_MIRRORED;
+    state.n_segments = 1;
+    state.nr[0]      = 1;
+    tell_state(t, state);
+}
+
 static bool needs_whole_rows(ggml_op op) {
     return op == GGML_OP_NORM || op == GGML_OP_RMS_NORM || op == GGML_OP_L2_NORM || op == GGML_OP_ROPE || op == GGML_OP_SOFT_MAX;
 }
@@ -261,6 +288,53 @@ static void make_current(ggml_tensor * t) {
     }
 }
 
+// Where a view begins on each device. Upstream scales the whole offset by the device's share, or none of it, by a rule of
+// thumb that fails for a view into the middle of every head (the part of Q that is rotated, say). Only what the offset
+// counts along axes outside of the split one is scaled; the proof of the placement judges the outcome in any case.
+static void mend_view_offset(ggml_tensor * t) {
+    const ggml_tensor * s = t->src[0];
+    const int axis = ggml_backend_meta_get_split_state(t, true).axis;
+    if (!t->view_src || t->view_offs == 0 || axis < 0 || axis >= GGML_MAX_DIMS || !is_meta(s) || !is_meta(t->view_src)) {
+        return;
+    }
+    const int source_axis = ggml_backend_meta_get_split_state(s, true).axis;
+    const size_t base = s->view_src ? s->view_offs : 0;
+    if (source_axis < 0 || source_axis >= GGML_MAX_DIMS || t->view_offs < base) {
+        return;
+    }
+    int order[GGML_MAX_DIMS] = { 0, 1, 2, 3 };
+    std::sort(order, order + GGML_MAX_DIMS, [&](int a, int b) { return s->nb[a] != s->nb[b] ? s->nb[a] > s->nb[b] : a > b; });
+    size_t  rest = t->view_offs - base;
+    int64_t at[GGML_MAX_DIMS] = {};
+    for (int k : order) {
+        if (s->ne[k] > 1) {
+            at[k] = rest/s->nb[k];
+            rest  = rest%s->nb[k];
+        }
+    }
+    if (at[source_axis] != 0) {
+        // within the first index of the view's own split axis, when the source has that axis and an inner one in one
+        rest += at[source_axis]*s->nb[source_axis];
+        if (rest >= t->nb[axis]) {
+            return; // begins at an index of the split axis: whose it is depends on the shares
+        }
+        at[source_axis] = 0;
+    }
+    for (size_t j = 0; j < context_of(t->buffer)->bufs.size(); j++) {
+        ggml_tensor *       part = ggml_backend_meta_buffer_simple_tensor(t, j);
+        const ggml_tensor * from = ggml_backend_meta_buffer_simple_tensor(s, j);
+        if (!part || !from || !part->view_src) {
+            continue;
+        }
+        size_t offset = (from->view_src ? from->view_offs : 0) + rest;
+        for (int k = 0; k < GGML_MAX_DIMS; k++) {
+            offset += at[k]*from->nb[k];
+        }
+        part->view_offs = offset;
+        part->data      = (char *) part->view_src->data + offset;
+    }
+}
+
 static void make_slices(ggml_tensor * t) {
     meta_buffer * b = context_of(t->buffer);
     b->stc_compute_index = b->stc_compute_index_next = CONTAINER;
@@ -277,6 +351,7 @@ static void make_slices(ggml_tensor * t) {
         }
     }
     tell_state_of_gdn_view(t);
+    tell_state_of_whole(t);
     if (needs_whole_rows(t->op) && tell_state_of_only_row(t->src[0])) {
         make_slices(t->src[0]);
     }
@@ -288,6 +363,7 @@ static void make_slices(ggml_tensor * t) {
         }
         throw pgg::error(PGG_ERROR_SPLIT, pgg::split_message(t, std::string("ggml: ") + e.what(), ""));
     }
+    mend_view_offset(t);
     const bool from_rule = t->view_src == nullptr && ggml_backend_buffer_get_usage(t->buffer) != GGML_BACKEND_BUFFER_USAGE_COMPUTE;
     remember(t, from_rule);
 }

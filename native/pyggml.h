@@ -219,6 +219,8 @@ PGG_API ggml_backend_dev_t   pgg_llama_device(const struct llama_model * model, 
 // a weight of the model by its name in the file, or NULL
 PGG_API const struct ggml_tensor * pgg_llama_tensor(const struct llama_model * model, const char * name);
 PGG_API bool                 pgg_llama_arch_supports_tensor_split(const char * arch);
+// llama_arch.cpp: models that this thread loads may be split whatever their architecture; the rules are the caller's business
+PGG_API void                 pgg_llama_allow_any_arch(bool allow);
 // llama_graph.cpp: graphs that this thread builds from now on keep F32 keys and values in F32 for flash attention
 PGG_API void                 pgg_llama_keep_f32(bool keep);
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ._ffi import ffi, lib
@@ -141,12 +141,14 @@ class Rule:
     split: Split | SplitState | RuleFunction
     granularity: int = 1
     """Shares are multiples of this many indices (a head's dimensions, say), besides the type's block on axis 0."""
+    units: int | None = None
+    """The axis consists of so many equal units (heads) that are not cut; `granularity` counts units then."""
 
     def __str__(self) -> str:
         return f"{self.pattern!r}: {self.split if not callable(self.split) else 'a function'}"
 
 
-def rule(pattern: str, split: str | Split | SplitState | RuleFunction, *, granularity: int = 1) -> Rule:
+def rule(pattern: str, split: str | Split | SplitState | RuleFunction, *, granularity: int = 1, units: int | None = None) -> Rule:
     """A rule for a `MetaDevice`. The first rule whose pattern is found in a tensor's name decides.
 
     Args:
@@ -154,6 +156,7 @@ def rule(pattern: str, split: str | Split | SplitState | RuleFunction, *, granul
         split: short notation, a `Split`, an explicit `SplitState`, or a function of a `TensorInfo` that returns one
             of them (None: leave it to the next rule).
         granularity: shares are multiples of it.
+        units: the axis consists of so many equal units, such as heads, that are not cut; ``granularity`` counts units then.
 
     Raises:
         ArgumentError: the pattern or the notation is not valid.
@@ -166,7 +169,9 @@ def rule(pattern: str, split: str | Split | SplitState | RuleFunction, *, granul
         raise ArgumentError(f"rule({pattern!r}): expected a split such as 'S1 3:1', a SplitState or a function, got {split!r:.40}")
     if granularity < 1:
         raise ArgumentError(f"rule({pattern!r}, granularity={granularity}): at least 1")
-    return Rule(pattern, Split.parse(split) if isinstance(split, str) else split, granularity)
+    if units is not None and units < 1:
+        raise ArgumentError(f"rule({pattern!r}, units={units}): at least 1")
+    return Rule(pattern, Split.parse(split) if isinstance(split, str) else split, granularity, units)
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,8 +215,10 @@ def _apportion(n: int, shares: Sequence[float], unit: int) -> tuple[int, ...]:
     return tuple(c * unit for c in counts)
 
 
-def resolve(split: Split | SplitState, tensor: TensorInfo, n_devices: int, granularity: int = 1) -> SplitState:
+def resolve(split: Split | SplitState, tensor: TensorInfo, n_devices: int, granularity: int = 1, units: int | None = None) -> SplitState:
     """The split state for a tensor: shares become whole indices, in multiples of the block and the granularity.
+
+    With ``units`` the axis, or each of its segments, consists of so many equal units, and ``granularity`` counts those.
 
     Raises:
         SplitError: the axis, the segments or the number of shares do not fit the tensor; legal ones are named.
@@ -251,17 +258,23 @@ def resolve(split: Split | SplitState, tensor: TensorInfo, n_devices: int, granu
         raise refuse(
             f"its segments add up to {sum(n * r for n, r in segments)}, axis {split.axis} has {length}", f"segments that add up to {length}"
         )
-    unit = math.lcm(granularity, tensor.block_size if split.axis == 0 else 1)
     out = []
     for n, r in segments:
+        if units is not None and n % units:
+            raise refuse(f"{n} indices do not consist of {units} equal units", f"units={math.gcd(n, units)}, or another axis")
+        unit = math.lcm(granularity * (n // units if units else 1), tensor.block_size if split.axis == 0 else 1)
         if n % unit:
             raise refuse(f"a segment of {n} is no multiple of {unit} (block {tensor.block_size}, granularity {granularity})", "another axis, or M")
         out.append(Segment(_apportion(n, shares, unit), r))
     return SplitState(split.axis, tuple(out))
 
 
-def decide(rules: Iterable[Rule], tensor: TensorInfo, n_devices: int) -> Decision | None:
-    """The decision of the first rule that matches, or None."""
+def decide(rules: Iterable[Rule], tensor: TensorInfo, n_devices: int, shares: tuple[float, ...] | None = None) -> Decision | None:
+    """The decision of the first rule that matches, or None.
+
+    Args:
+        shares: for splits that have none of their own; None: even.
+    """
     for i, one in enumerate(rules):
         if re.search(one.pattern, tensor.name) is None:
             continue
@@ -272,7 +285,9 @@ def decide(rules: Iterable[Rule], tensor: TensorInfo, n_devices: int) -> Decisio
             split = Split.parse(split)
         elif not isinstance(split, (Split, SplitState)):
             raise ArgumentError(f"the rule {one.pattern!r} gave {split!r:.40} for {tensor.name!r}: expected a split such as 'S1', or None")
-        return Decision(tensor, i, str(split), resolve(split, tensor, n_devices, one.granularity))
+        if isinstance(split, Split) and isinstance(split.axis, int) and split.shares is None and shares is not None:
+            split = replace(split, shares=shares)
+        return Decision(tensor, i, str(split), resolve(split, tensor, n_devices, one.granularity, one.units))
     return None
 
 

@@ -20,7 +20,7 @@ from .adapters import Adapter
 from .batch import Batch, Tokens, token_ids
 from .loading import LoadedModel, failure
 from .memory import MemoryUse, memory_of
-from .native_context import STATUS, NativeContext, Observer
+from .native_context import NativeContext, Observer
 from .options import MAX_TOKENS, POOLING, ContextOptions, check_cache
 from .sampling import Sampler, SamplerOptions, sampler_options
 from .state import Envelope, describe, opened, sealed
@@ -130,10 +130,8 @@ class Context(Handle):
         self._feed(tokens if isinstance(tokens, Batch) else Batch().add(tokens, seq))
 
     def _compute(self, *, encode: bool = False) -> None:
-        n = int(self._native.batch.n_tokens)
         with self._poisoning():
-            status = self._native.compute(encode=encode)
-            error = failure(f"{self.name}: {'encoding' if encode else 'decoding'} {n} tokens failed: {STATUS.get(status, f'status {status}')}") if status else None
+            status, error = self._native.compute(encode=encode)
             if error is not None and status not in (1, -1):  # after those the context is as it was before
                 raise error
         if error is not None:
@@ -349,6 +347,8 @@ class Context(Handle):
     def encode(self, tokens: Tokens) -> None:
         """Runs the encoder of an encoder-decoder model (T5); what is decoded afterwards attends to its result.
 
+        The sequences that the context had are forgotten: they were about another text.
+
         Raises:
             UnsupportedError: the model has no encoder beside its decoder. ArgumentError: more tokens than a batch holds.
         """
@@ -362,6 +362,7 @@ class Context(Handle):
         self._refuse_simulated("nothing was encoded")
         n = len(ids)
         with self._in_use(poisons=False):
+            lib.llama_memory_clear(self._native.memory, True)
             self._native.set_batch(ids.astype(np.int32), np.arange(n, dtype=np.int32), [(0,)] * n, np.ones(n, np.int8))
             self._compute(encode=True)
 

@@ -65,15 +65,17 @@ class LoadedModel:
         params.progress_callback, params.progress_callback_user_data = on_progress.function, on_progress.user_data
         if options.split_mode == "tensor":
             if rules:
-                policy = self._keep(Callback("split_policy", _policy_of(tuple(rules), len(devices), self.decisions)))
+                policy = self._keep(Callback("split_policy", _policy_of(tuple(rules), len(devices), options.tensor_split, self.decisions)))
                 lib.pgg_meta_next_policy(policy.function, policy.user_data)
             else:
                 lib.pgg_meta_next_policy(ffi.NULL, ffi.NULL)
+        lib.pgg_llama_allow_any_arch(bool(rules))  # every placement is proven before it runs, whatever the architecture
         try:
             self._ptr = lib.llama_model_load_from_file(os.fsencode(self.path), params[0])
             if self._ptr == ffi.NULL:
                 raise failure(f"llama.cpp cannot load {self.path}")
         finally:
+            lib.pgg_llama_allow_any_arch(False)
             if options.split_mode == "tensor":
                 # also of a model that failed: llama.cpp never gives a device back
                 made = lib.pgg_meta_last_device()
@@ -160,10 +162,10 @@ def _progress_of(progress: Progress | None) -> Callable[[float], bool]:
     return call
 
 
-def _policy_of(rules: tuple[Rule, ...], n_devices: int, decisions: dict[str, Decision]) -> Any:
+def _policy_of(rules: tuple[Rule, ...], n_devices: int, shares: tuple[float, ...] | None, decisions: dict[str, Decision]) -> Any:
     def policy(tensor: Any, state: Any) -> bool:
         info = tensor_info(tensor, DTYPES_BY_ID[tensor.type])
-        decision = decide(rules, info, n_devices)
+        decision = decide(rules, info, n_devices, shares)
         if decision is None:
             return False  # llama.cpp's own rule
         decisions[info.name] = decision
@@ -183,7 +185,7 @@ def _policy_with_adapters(model: weakref.ref[LoadedModel]) -> Any:
         base, _, factor = name.rpartition(".lora_")
         weight = loaded.tensor(base) if base and factor in ("a", "b") else None
         if weight is None:
-            return bool(_policy_of(loaded._rules, n, loaded.decisions)(tensor, state))
+            return bool(_policy_of(loaded._rules, n, loaded.options.tensor_split, loaded.decisions)(tensor, state))
         found = ffi.new("struct ggml_backend_meta_split_state *")
         split = read_state(found, n) if lib.pgg_meta_split_state(weight, True, found) else None
         write_state(adapter_split(split, factor), state, n)

@@ -14,12 +14,12 @@ import numpy.typing as npt
 from .._ffi import ffi, lib
 from .._handle import Handle
 from ..dtype import DTYPES_BY_ID, DTypeLike
-from ..errors import ArgumentError, BusyError
+from ..errors import ArgumentError, BusyError, UnsupportedError
 from ..gguf_check import check_gguf
 from ..gguf_info import GGUFInfo
 from ..meta import MetaDevice, as_rule
 from ..plan import SplitPlan
-from ..split import Decision, Rule
+from ..split import Decision, Rule, SplitState, read_state
 from ..tensor import read_tensor
 from .adapters import Adapter
 from .batch import Tokens
@@ -127,13 +127,13 @@ class Model(Handle):
         options.check(len(devices))
         self.path = Path(path)
         self.info: GGUFInfo = check_gguf(path)
-        check_arch(self.info, options)
         check_rules(self.info, options, given)
+        every = check_arch(self.info, options, given)
         check_cache(self.info, options.context)
         self.devices, self.rules, self.options = devices, given, options
         if probe:
             probe_load(self.path, options)
-        self._loaded = LoadedModel(self.path, self.info, devices, given, options, progress)
+        self._loaded = LoadedModel(self.path, self.info, devices, every, options, progress)
         self._own(LoadedModel.release, self._loaded)
         try:
             self._first = Context(self._loaded, options.context)
@@ -198,6 +198,24 @@ class Model(Handle):
         """The context that `logits` uses. It is closed with the model."""
         self._check_open()
         return self._first
+
+    def weight_splits(self) -> dict[str, SplitState]:
+        """How the weights are split, by their names in the file; those that stay on the host are not in it.
+
+        Raises:
+            UnsupportedError: the model is not split: ``split_mode`` is not ``tensor``.
+        """
+        self._check_open()
+        if self._loaded.meta is None:
+            raise UnsupportedError(f"{self.path.name} was loaded with split_mode={self.options.split_mode!r}: nothing is split")
+        found, state = {}, ffi.new("struct ggml_backend_meta_split_state *")
+        for t in self.info.tensors:
+            tensor = self._loaded.tensor(t.name)
+            if tensor is not None and lib.pgg_meta_split_state(tensor, True, state):
+                split = read_state(state, len(self.devices))
+                if split is not None:
+                    found[t.name] = split
+        return found
 
     def context(self, options: ContextOptions | None = None, **changes: Any) -> Context:
         """Another context over the same weights: a cache of its own, for one or several sequences.

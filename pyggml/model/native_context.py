@@ -13,11 +13,11 @@ from .._ffi import ffi, lib
 from .._ffi.callbacks import Callback
 from ..device import default_threads
 from ..dtype import as_dtype
-from ..errors import ClosedError, UnsupportedError
+from ..errors import ClosedError, Error, UnsupportedError
 from .loading import LoadedModel, failure, freeing
 from .options import FLASH, POOLING, ContextOptions
 
-__all__ = ["STATUS", "NativeContext", "Observer"]
+__all__ = ["NativeContext", "Observer"]
 
 Observer = Callable[[str, str, bytes], object]
 """Called with (name, op, value as bytes) of a node."""
@@ -100,13 +100,15 @@ class NativeContext:
             for k, seq in enumerate(of):
                 at[k] = seq
 
-    def compute(self, *, encode: bool = False) -> int:
-        """Decodes (or encodes) the batch and waits for it; llama.cpp's status."""
-        with self._building():
+    def compute(self, *, encode: bool = False) -> tuple[int, Error | None]:
+        """Decodes (or encodes) the batch and waits for it; llama.cpp's status, and unless it is 0 an error with its reasons."""
+        with self._building():  # inside: the next call has other reasons
             status = int((lib.llama_encode if encode else lib.llama_decode)(self.ptr, self.batch[0]))
+            what = f"{'encoding' if encode else 'decoding'} {int(self.batch.n_tokens)} tokens failed: {STATUS.get(status, f'status {status}')}"
+            error = failure(f"{self.loaded.info.path.name}: {what}") if status else None
         if status == 0:
             lib.llama_synchronize(self.ptr)
-        return status
+        return status, error
 
     def decode(self, tokens: npt.NDArray[np.int32], n_past: int, *, all_logits: bool) -> None:
         """Decodes tokens of sequence 0 behind n_past others, which are there.
@@ -118,9 +120,9 @@ class NativeContext:
         wanted = np.full(n, all_logits, np.int8)
         wanted[-1] = 1
         self.set_batch(np.ascontiguousarray(tokens, np.int32), np.arange(n_past, n_past + n, dtype=np.int32), [(0,)] * n, wanted)
-        status = self.compute()
-        if status != 0:
-            raise failure(f"llama_decode of {n} tokens behind {n_past} failed: {STATUS.get(status, f'status {status}')}")
+        _, error = self.compute()
+        if error is not None:
+            raise error
 
     def fill(self, n_past: int) -> None:
         """Puts that many tokens into the cache of sequence 0."""

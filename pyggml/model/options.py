@@ -18,6 +18,7 @@ from ..errors import ArgumentError, DTypeError, UnsupportedError
 from ..gguf_info import GGUFInfo
 from ..meta import MetaDevice
 from ..split import Rule
+from .arch_rules import NO_RULES, arch_rules
 
 __all__ = ["FLASH", "ContextOptions", "Devices", "ModelOptions", "Progress", "cache_type", "check_arch", "check_cache", "check_rules", "devices_of", "shares_of"]
 
@@ -193,11 +194,20 @@ def devices_of(device: Devices | None) -> tuple[list[Device], tuple[Rule, ...]]:
     return found, ()
 
 
-def check_arch(info: GGUFInfo, options: ModelOptions) -> None:
-    """Raises UnsupportedError for an architecture that llama.cpp does not split."""
+def check_arch(info: GGUFInfo, options: ModelOptions, rules: Sequence[Rule]) -> tuple[Rule, ...]:
+    """All rules for a model: those given, then those that its architecture needs (`pyggml.model.arch_rules`).
+
+    Raises:
+        UnsupportedError: llama.cpp refuses to split the architecture, there are no rules for it here, and none were given.
+    """
+    if options.split_mode != "tensor":
+        return tuple(rules)
+    own = arch_rules(info)
     arch = str(info.arch)
-    if options.split_mode == "tensor" and not lib.pgg_llama_arch_supports_tensor_split(arch.encode()):
-        raise UnsupportedError(f"{info.path}: llama.cpp has no tensor split for the architecture {arch!r}; use split_mode='layer' or 'none'")
+    if not (own or rules or lib.pgg_llama_arch_supports_tensor_split(arch.encode())):
+        why = NO_RULES.get(arch, "and no rules for it are known here; rules of your own may make it possible")
+        raise UnsupportedError(f"{info.path}: llama.cpp has no tensor split for the architecture {arch!r}: {why}; use split_mode='layer' or 'none'")
+    return (*rules, *own)
 
 
 def check_rules(info: GGUFInfo, options: ModelOptions, rules: Sequence[Rule]) -> None:

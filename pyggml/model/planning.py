@@ -71,8 +71,8 @@ def plan_model(
     options = replace(options, n_batch=max(options.n_batch, n_tokens))
     info = check_gguf(path, whole=False)
     rules = (*rules, *own)
-    check_arch(info, options)
     check_rules(info, options, rules)
+    rules = check_arch(info, options, rules)
     check_cache(info, options.context)
 
     def planned() -> SplitPlan:

@@ -1,0 +1,227 @@
+"""Rules for architectures that llama.cpp refuses to split, or splits in a way that cannot work.
+
+llama.cpp names the architectures that its tensor mode takes. Of the others many compute the right thing with the rules
+here: each entry was found and is kept right by running it (tests/integration/test_arch_rules.py; the table is in
+docs/architectures.md). They decide about every tensor, since llama.cpp's own policy may stumble over such a model; entries
+that are ``beside`` stand in front of it.
+
+Attention is split in one of three ways: by heads; as MLA, where every head reads one latent cache, so that the heads are
+split and the cache is whole (Megatron's way with DeepSeek's models); or not at all, where something needs all heads at once.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..gguf_info import GGUFArray, GGUFInfo
+from ..split import Rule, TensorInfo, rule
+
+__all__ = ["ARCH_RULES", "NO_RULES", "ArchRules", "arch_rules"]
+
+
+@dataclass(frozen=True, slots=True)
+class ArchRules:
+    """How an architecture is split."""
+
+    attention: str = "whole"
+    """``heads``, ``mla`` or ``whole``."""
+    ffn: bool = True
+    """Whether the FFN, dense and experts, is split along its columns."""
+    output: bool = True
+    """Whether the output matrix is split by rows of the vocabulary."""
+    extra: tuple[tuple[str, str], ...] = ()
+    """Further rules, in front of all others."""
+    why: str = ""
+    """What cannot be split, and why."""
+    fused_qkv: bool = False
+    """Its ``attn_qkv`` is Q, K and V behind each other, by heads."""
+    loops: bool = False
+    """It goes through its layers several times, with a cache of its own each time."""
+    beside: bool = False
+    """In front of llama.cpp's own rules, which it has for this architecture; only `extra` counts then."""
+
+
+_STATE = "the states of its recurrent layers are joined with values of another split (CONCAT)"
+_NORM = "a norm over all heads at once needs them on one device"
+_ALIBI = "ALiBi's slopes are taken from a head's number on its device"
+
+ARCH_RULES: dict[str, ArchRules] = {
+    # dense and mixtures whose attention is normalised over all heads
+    "olmo2": ArchRules(why=_NORM),
+    "olmoe": ArchRules(why=_NORM),
+    "minimax-m2": ArchRules(why=_NORM),
+    "mpt": ArchRules(why=_ALIBI),
+    "bitnet": ArchRules(ffn=False, why="norms behind attention and within the FFN need whole rows"),
+    "gemma3n": ArchRules("heads", ffn=False, why="the sparse FFN needs mean and deviation of whole rows"),
+    "qwen3tts": ArchRules("heads"),
+    # hybrids
+    "plamo2": ArchRules("heads", why=_STATE, fused_qkv=True),
+    "jamba": ArchRules("heads", why=_STATE),
+    "falcon-h1": ArchRules("heads", why=_STATE),
+    "granitehybrid": ArchRules("heads", why=_STATE),
+    "nemotron_h": ArchRules("heads", why=_STATE),
+    "nemotron_h_moe": ArchRules("heads", why=_STATE),
+    "minimax-01": ArchRules("heads", why=_STATE),
+    "mamba": ArchRules(why=_STATE),
+    "mamba2": ArchRules(why=_STATE),
+    # multi-head latent attention
+    "deepseek2": ArchRules("mla"),
+    "deepseek32": ArchRules("mla", why="the indexer sees all heads"),
+    "glm-dsa": ArchRules("mla", why="the indexer sees all heads"),
+    "dots3note": ArchRules("mla", why="the indexer sees all heads"),
+    "hy_v4": ArchRules("mla", why="the indexer sees all heads"),
+    "mistral4": ArchRules("mla"),
+    "kimi-linear": ArchRules("mla", why=_STATE),
+    "bailingmoe3": ArchRules("mla", why=_STATE),
+    "minicpm3": ArchRules(why="the rotated part of K is one for all heads, and joined with every head's own"),
+    "kimi-k3": ArchRules("mla", why=_STATE),
+    "glm5-next": ArchRules("mla", why=_STATE),
+    "qwen4exp": ArchRules("heads", why=_STATE),
+    "minimax-m3": ArchRules(why=_NORM),
+    **{name: ArchRules(why="its attention adds one table of biases for all heads") for name in ("t5", "t5encoder")},
+    "rwkv6": ArchRules(why=_STATE),
+    "rwkv7": ArchRules(why=_STATE),
+    "rwkv6qwen2": ArchRules(why=_STATE),
+    "arwkv7": ArchRules(why=_STATE),
+    "hrm_text": ArchRules("heads", loops=True),
+    # llama.cpp takes these, and its own rules do not work
+    **{name: ArchRules(extra=(("attn_|cache_", "M"),), why=_ALIBI, beside=True) for name in ("bloom", "jais", "refact", "jina-bert-v2")},
+    "chameleon": ArchRules(extra=(("attn_(q|k)_norm.bias", "S1"), ("^output", "M")), why="image tokens are masked in whole rows of logits", beside=True),
+    "nanbeige": ArchRules("heads", loops=True),
+    "graniteswitch": ArchRules(
+        extra=(
+            ("(attn_(q|k|v)|ffn_(gate|up)).lora_b", "S1"), ("(attn_output|ffn_down).lora_a", "S0"),
+            ("^cache_[kv]_l(LAYERS)$", "S0"), ("cache_", "M"),
+        ),
+        why="its router's cache belongs to no head", beside=True,
+    ),
+}
+
+NO_RULES: dict[str, str] = {
+    "grok": "llama.cpp turns flash attention off for it (a soft cap of its own), and tensor mode needs it",
+}
+"""Why there are no rules for an architecture that llama.cpp refuses."""
+
+
+def arch_rules(info: GGUFInfo) -> tuple[Rule, ...]:
+    """The rules for a model's architecture; none where llama.cpp's own do."""
+    known = ARCH_RULES.get(str(info.arch))
+    return () if known is None else tuple(_Builder(info, known).rules())
+
+
+class _Builder:
+    def __init__(self, info: GGUFInfo, known: ArchRules) -> None:
+        self.info, self.known = info, known
+        self.tensors = {t.name: t for t in info.tensors}
+        self.n_layer = self.number("block_count")
+        self.caches: Rule | None = None
+
+    def rules(self) -> Iterator[Rule]:
+        """All rules, the most special ones first."""
+        for pattern, split in self.known.extra:
+            yield rule(pattern.replace("LAYERS", "|".join(map(str, range(self.n_layer)))), split)
+        if self.known.beside:
+            return
+        yield rule("indexer", "M")
+        of_layer = {"heads": self.heads, "mla": self.latent}.get(self.known.attention)
+        for i in range(self.n_layer):
+            if of_layer is not None:
+                yield from of_layer(i)
+        if self.caches is not None and self.known.loops:
+            yield self.caches
+        if self.known.ffn:
+            yield from self.ffn()
+        if self.known.output:
+            yield rule(r"^output\.(weight|scale)$", "S1")
+            yield rule(r"^output\.bias$", "S0")
+        yield rule("", "M")
+
+    # values of the file
+
+    def number(self, key: str, layer: int | None = None, default: int = 0) -> int:
+        value = self.info.metadata.get(f"{self.info.arch}.{key}", default)
+        if isinstance(value, GGUFArray):
+            numbers = np.asarray(value.load())
+            return int(numbers[layer]) if layer is not None and layer < len(numbers) else default
+        return int(value) if isinstance(value, (int, float)) else default
+
+    def block(self, pattern: str) -> int:
+        """Elements that quantized formats keep together, over the tensors of a name."""
+        return math.lcm(1, *(t.dtype.block_size for name, t in self.tensors.items() if re.search(pattern, name)))
+
+    # what is split
+
+    def ffn(self) -> Iterator[Rule]:
+        """Columns of the FFN: outputs of up and gate, inputs of down, of dense layers, experts and shared experts."""
+        kinds = r"(_exps|_shexp|_chexps)?"
+        ffn = r"(^|\.)ffn"
+        unit = math.lcm(self.block(rf"{ffn}_down{kinds}\.weight$"), 32)
+        lengths = [t.ne[0] for name, t in self.tensors.items() if re.search(rf"{ffn}_down{kinds}\.weight$", name)]
+        while unit > 1 and any(n % unit for n in lengths):
+            unit //= 2  # odd sizes
+        fused = tuple(n for n, t in self.tensors.items() if n.endswith("ffn_up.weight") and self.is_fused(n, t.ne[1]))
+        if fused:
+            yield Rule("^(" + "|".join(map(re.escape, fused)) + ")$", _halves, unit)
+        yield rule(rf"{ffn}_(up|gate){kinds}\.weight$", "S1", granularity=unit)
+        yield rule(rf"{ffn}_(up|gate){kinds}\.bias$", "S0", granularity=unit)
+        yield Rule(rf"{ffn}_gate_up{kinds}\.weight$", _halves, unit)
+        yield rule(rf"{ffn}_down{kinds}\.weight$", "S0", granularity=unit)
+        block = self.block(r"channel_mix_value\.weight$")  # RWKV's
+        yield rule(r"channel_mix_key\.weight$", "S1", granularity=block)
+        yield rule(r"channel_mix_value\.weight$", "S0", granularity=block)
+
+    def is_fused(self, up: str, length: int) -> bool:
+        """Whether the matrix "up" holds the gate, too."""
+        down = self.tensors.get(up.replace("ffn_up", "ffn_down"))
+        return down is not None and length == 2 * down.ne[0]
+
+    def heads(self, i: int) -> Iterator[Rule]:
+        """Whole groups of query heads with their KV head, and their cache."""
+        o, name = self.tensors.get(f"blk.{i}.attn_output.weight"), rf"^blk\.{i}\.attn"
+        n_head = self.number("attention.head_count", i)
+        n_kv = self.number("attention.head_count_kv", i, n_head)
+        fused = self.tensors.get(f"blk.{i}.attn_qkv.weight")
+        if o is None or n_kv < 2 or n_head % n_kv or (fused is not None and not self.known.fused_qkv):
+            return
+        of = {"units": n_kv, "granularity": self.heads_at_once(o.ne[0] // n_kv, o.dtype.block_size)}
+        if fused is not None:
+            length = fused.ne[1] // (n_head + 2 * n_kv)
+            parts = f"[{n_head * length},{n_kv * length}x2]"
+            yield rule(rf"{name}_qkv\.weight$", f"S1{parts}", **of)
+            yield rule(rf"{name}_qkv\.bias$", f"S0{parts}", **of)
+        yield rule(rf"{name}_([qkv]|gate)\.weight$", "S1", **of)
+        yield rule(rf"{name}_([qkv]|gate)\.bias$", "S0", **of)
+        if any(len(t.ne) > 1 and t.ne[1] > 1 for n, t in self.tensors.items() if re.search(rf"{name}_[qk]_norm\.weight$", n)):
+            yield rule(rf"{name}_[qk]_norm\.weight$", "S1", **of)  # one for every head
+        yield rule(rf"{name}_sinks", "S0", **of)
+        yield rule(rf"{name}_output\.weight$", "S0", **of)
+        yield rule(rf"^cache_[kv]_l{i}$", "S0", **of)
+        self.caches = rule(r"^cache_[kv]_l\d+$", "S0", **of)
+
+    def latent(self, i: int) -> Iterator[Rule]:
+        """All heads read one latent cache: heads are split, the cache and what makes it are whole."""
+        o = self.tensors.get(f"blk.{i}.attn_output.weight")
+        n_head = self.number("attention.head_count", i)
+        if o is None or f"blk.{i}.attn_kv_a_mqa.weight" not in self.tensors or f"blk.{i}.attn_k_b.weight" not in self.tensors or n_head < 2:
+            return
+        of = {"units": n_head, "granularity": self.heads_at_once(o.ne[0] // n_head, o.dtype.block_size)}
+        yield rule(rf"^blk\.{i}\.attn_q(_b)?\.weight$", "S1", **of)
+        yield rule(rf"^blk\.{i}\.attn_[kv]_b\.weight$", "S2", **of)
+        yield rule(rf"^blk\.{i}\.attn_gate\.weight$", "S1", **of)
+        yield rule(rf"^blk\.{i}\.attn_sinks", "S0", **of)
+        yield rule(rf"^blk\.{i}\.attn_output\.weight$", "S0", **of)
+
+    def heads_at_once(self, width: int, block: int) -> int:
+        """How many heads fill whole blocks of a quantized output projection."""
+        return math.lcm(width, block) // width
+
+
+def _halves(tensor: TensorInfo) -> str:
+    return f"S1[{tensor.ne[1] // 2}x2]"
+
+

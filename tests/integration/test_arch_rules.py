@@ -1,0 +1,80 @@
+"""Architectures that llama.cpp refuses to split, or splits in a way that cannot work, with the rules that this library has for them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import pyggml as gg
+from pyggml._ffi import lib
+from pyggml.model.arch_rules import ARCH_RULES, NO_RULES
+from pyggml.testing import ZOO, tiny_gguf
+from pyggml.testing.verify import verify_arch
+
+CASES = [(name, moe) for name in ARCH_RULES for moe in ZOO[name].variants]
+# ggml looks GELU up in a table of F16: see test_zoo.py
+TOLERANCE, TOLERANCE_GELU = 1e-11, 5e-9
+GELU = {"bloom", "gemma3n", "jina-bert-v2", "mpt", "t5encoder"}
+TOLERANCES = {"t5": 5e-8, **dict.fromkeys(GELU, TOLERANCE_GELU)}  # T5's decoder looks up what its encoder did, too
+# Everything but the output is whole on every device; their own file may have no output matrix at all.
+NOT_SPLIT = {"mamba", "mamba2", "bitnet"}
+UPSTREAM_REFUSES = {name for name in ZOO if not lib.pgg_llama_arch_supports_tensor_split(name.encode())}
+
+
+def test_every_refused_architecture_has_rules_or_a_reason() -> None:
+    assert len(UPSTREAM_REFUSES) == 31
+    assert set(ARCH_RULES) | set(NO_RULES) >= UPSTREAM_REFUSES
+    assert not set(ARCH_RULES) & set(NO_RULES) and set(NO_RULES) <= UPSTREAM_REFUSES
+
+
+@pytest.mark.parametrize("name, moe", CASES, ids=[f"{n}-moe" if m and ZOO[n].moe == "both" else n for n, m in CASES])
+def test_rules(tmp_path: Path, name: str, moe: bool) -> None:
+    for shares in ((1, 1), (1, 1, 1), (3, 1)):
+        found = verify_arch(name, tmp_path, moe=moe, shares=shares)
+        assert not found.error
+        assert found.nmse <= TOLERANCES.get(name, TOLERANCE), shares
+        # the shared experts of the zoo are 128 columns wide, which three devices cannot share evenly
+        assert [t for t in found.missed if "shexp" not in t or shares != (1, 1, 1)] == [], shares
+        if name in NOT_SPLIT:
+            assert not found.is_split
+        else:
+            assert found.allreduces >= found.n_layer - ("nemotron" in name), shares  # its layers are mixers or FFNs
+            assert found.weights_split > 0.15, shares  # chameleon's vocabulary is larger than the rest of it
+
+
+def test_without_the_rules_it_does_not_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else they would not be needed: rules of ours for what llama.cpp can do by itself are dead weight."""
+    monkeypatch.setattr("pyggml.model.options.arch_rules", lambda info: ())
+    for name in ARCH_RULES:
+        if name not in UPSTREAM_REFUSES and name != "hrm_text":  # hrm_text: llama.cpp mirrors it
+            assert verify_arch(name, tmp_path, moe=None).error, name
+
+
+@pytest.mark.parametrize("name", NO_RULES)
+def test_the_reason(tmp_path: Path, name: str) -> None:
+    with pytest.raises(gg.UnsupportedError, match=NO_RULES[name][:20]):
+        gg.plan_model(tiny_gguf(tmp_path / "m.gguf", name), "vcpu:2")
+
+
+@pytest.mark.parametrize("name", ["deepseek2", "granitehybrid", "olmoe"])
+@pytest.mark.parametrize("dtype", ["q8_0", "q4_K"])
+def test_quantized(tmp_path: Path, name: str, dtype: str) -> None:
+    """Whole blocks on every device: shares of heads and columns are rounded together."""
+    model = tiny_gguf(tmp_path / "m.gguf", name, dtype=dtype, shares=((3, 1),))
+    options = {"n_ctx": 64, "type_k": "f32", "type_v": "f32", "attn_f32": True, "threads": 1}
+    tokens = [1, 5, 9, 2, 77, 31]
+    with gg.Model(model, "vcpu:1", **options) as one, gg.Model(model, "vcpu:2", split_mode="tensor", tensor_split=(3, 1), **options) as split:
+        # activations are quantized in blocks: whole ones on each device, so the same blocks
+        assert gg.nmse(split.logits(tokens), one.logits(tokens)) <= 1e-4
+        assert split.plan(6).missed_shares() == ()
+
+
+def test_rules_of_ones_own_stand_in_front(tmp_path: Path) -> None:
+    model = tiny_gguf(tmp_path / "m.gguf", "deepseek2", shares=((1, 1),))
+    with gg.Model(model, "vcpu:2", split_mode="tensor", rules=[("ffn", "M")], n_ctx=64) as m:
+        splits = m.weight_splits()
+        assert {s.axis for name, s in splits.items() if "ffn_up" in name} == {"M"}
+        assert splits["blk.0.attn_output.weight"].axis == 0 and splits["blk.0.attn_k_b.weight"].axis == 2
+    with gg.Model(model, "vcpu:1") as m, pytest.raises(gg.UnsupportedError, match="nothing is split"):
+        m.weight_splits()
