@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import os
 import re
+import socket
 import statistics
+import subprocess
+import sys
+import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
@@ -189,3 +194,32 @@ def test_bars_are_as_long_as_the_numbers_say(tiny: Make) -> None:
     root = ET.fromstring(to_svg(BenchReport(report.results, True)))
     bars = [float(r.get("width", 0)) for r in root.iter("{http://www.w3.org/2000/svg}rect") if r.get("height") == "18"]
     assert bars[1] / bars[0] == pytest.approx(report.results[1].speedup, rel=0.01)
+
+
+SERVER = """
+import sys
+import pyggml as gg
+gg.lib.ggml_backend_rpc_start_server(f"127.0.0.1:{sys.argv[1]}".encode(), gg.ffi.NULL, 1, 1, gg.ffi.new("ggml_backend_dev_t[]", [gg.cpu().ptr]))
+"""
+
+
+@pytest.mark.rpc
+def test_devices_of_two_backends_sum_by_butterfly(tiny: Make) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # in processes of their own: a device of a server that is gone would stay in the list of this one
+    with subprocess.Popen([sys.executable, "-c", SERVER, str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        try:
+            for _ in range(200):
+                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+                    break
+                time.sleep(0.05)
+            command = ["bench", tiny("llama"), *QUICK, "-dev", f"vcpu:1,rpc:127.0.0.1:{port}", "-sm", "none,tensor", "-o", "json"]
+            done = subprocess.run([sys.executable, "-m", "pyggml", *map(os.fspath, command)], capture_output=True, text=True, timeout=120)
+        finally:
+            server.kill()
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)
+    assert [(r["devices"], r["allreduce"]) for r in rows[1:3]] == [("VCPU0", "none"), ("VCPU0/RPC0", "butterfly")]
+    assert all(r["allreduces_per_token"] == 2 * tiny("llama").n_layer for r in rows[2:])
