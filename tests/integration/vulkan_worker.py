@@ -2,10 +2,6 @@
 
 Mesa's lavapipe is one device. GGML_VK_VISIBLE_DEVICES=0,0,0 makes three of it, and ggml reads that once, when it is
 loaded: so the process that measures is started with it, and the one that runs the other tests is left alone.
-
-Contexts see their largest batch first. When a later one is larger, ggml's Vulkan backend replaces its scratch buffers,
-and descriptor sets keep the name of what is gone, in places that no shader reads. That is allowed, but lavapipe of Mesa
-22.3 (Debian 12) counts references to it in freed memory, and the process dies of it now and then (docs/vulkan.md).
 """
 
 from __future__ import annotations
@@ -15,7 +11,7 @@ import multiprocessing
 import os
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from multiprocessing.connection import Connection
@@ -148,6 +144,18 @@ def split(path: str, devices: str, shares: tuple[float, ...] | None, **options: 
         planned = model.plan(1)
         _, ran = _captured(model, TOKENS[:1])
     return Split(logits, np.array_equal(logits, again), planned, ran)
+
+
+def growing(path: str, devices: str, sizes: Sequence[int], **options: Any) -> list[float]:
+    """NMSE of batches of these sizes, one after the other in one context, against the CPU."""
+    chosen = {**F32, **options, "n_ctx": max(sizes)}
+    tokens = np.arange(1, max(sizes) + 1) * 7 % 300
+    with gg.Model(path, None, **chosen) as model:
+        expected = model.logits(tokens)
+    if "," in devices:
+        chosen["split_mode"] = "tensor"
+    with gg.Model(path, devices, **chosen) as model:
+        return [gg.nmse(model.logits(tokens[:n]), expected[:n]) for n in sizes]
 
 
 def counted(path: str, devices: str, shares: tuple[float, ...]) -> tuple[int, int, int]:
