@@ -114,6 +114,9 @@ def test_logits(worker: Worker, model: Callable[[str], TinyModel], name: str, sh
         check_shares(plan, tiny, shares)
         assert len(plan.allreduces) >= 2 * tiny.n_layer  # attention and FFN of each layer
         assert {r.algorithm for r in plan.allreduces} == {"butterfly"}
+    weights = [leaf for leaf in result.ran.leafs if leaf.kind == "weight" and leaf.split is not None and isinstance(leaf.split.axis, int)]
+    achieved = {result.ran.achieved_shares(leaf.name) for leaf in weights}
+    print(f"shares of the split weights {achieved}, {len(result.ran.allreduces)} all-reduces for a token")
 
 
 @pytest.mark.parametrize("name", ["llama", "llama-moe", "qwen35"])
