@@ -16,6 +16,7 @@
 
 #include "ggml_cpu_guard.h"
 
+#include "ggml-backend.h"
 #include "ggml-cpu-impl.h"
 #include "ops.h"
 
@@ -34,8 +35,41 @@ static void pgg_forward_fused(const struct ggml_compute_params * params, struct 
 #define PGG_COMPUTE_cgraph ggml_graph_compute(cgraph
 #define ggml_graph_compute(a, b) PGG_COMPUTE_##a, b)
 
+// The helpers that write or read single elements from the host: a tensor without memory is an error, not address zero.
+#define ggml_set_i32    pgg_upstream_set_i32
+#define ggml_set_f32    pgg_upstream_set_f32
+#define ggml_get_i32_1d pgg_upstream_get_i32_1d
+#define ggml_set_i32_1d pgg_upstream_set_i32_1d
+#define ggml_get_f32_1d pgg_upstream_get_f32_1d
+#define ggml_set_f32_1d pgg_upstream_set_f32_1d
+#define ggml_get_i32_nd pgg_upstream_get_i32_nd
+#define ggml_set_i32_nd pgg_upstream_set_i32_nd
+#define ggml_get_f32_nd pgg_upstream_get_f32_nd
+#define ggml_set_f32_nd pgg_upstream_set_f32_nd
+
+struct ggml_tensor * ggml_set_i32(struct ggml_tensor * t, int32_t value);
+struct ggml_tensor * ggml_set_f32(struct ggml_tensor * t, float value);
+int32_t ggml_get_i32_1d(const struct ggml_tensor * t, int i);
+void    ggml_set_i32_1d(const struct ggml_tensor * t, int i, int32_t value);
+float   ggml_get_f32_1d(const struct ggml_tensor * t, int i);
+void    ggml_set_f32_1d(const struct ggml_tensor * t, int i, float value);
+int32_t ggml_get_i32_nd(const struct ggml_tensor * t, int i0, int i1, int i2, int i3);
+void    ggml_set_i32_nd(const struct ggml_tensor * t, int i0, int i1, int i2, int i3, int32_t value);
+float   ggml_get_f32_nd(const struct ggml_tensor * t, int i0, int i1, int i2, int i3);
+void    ggml_set_f32_nd(const struct ggml_tensor * t, int i0, int i1, int i2, int i3, float value);
+
 #include "ggml-cpu.c"
 
+#undef ggml_set_i32
+#undef ggml_set_f32
+#undef ggml_get_i32_1d
+#undef ggml_set_i32_1d
+#undef ggml_get_f32_1d
+#undef ggml_set_f32_1d
+#undef ggml_get_i32_nd
+#undef ggml_set_i32_nd
+#undef ggml_get_f32_nd
+#undef ggml_set_f32_nd
 #undef ggml_compute_forward
 #undef ggml_compute_forward_rms_norm_mul_fused
 #undef ggml_graph_compute
@@ -72,3 +106,22 @@ static void pgg_forward_fused(const struct ggml_compute_params * params, struct 
         pgg_leave(tp, last_node);
     }
 }
+
+static void pgg_need_memory(const struct ggml_tensor * t) {
+    if (t->data == NULL || (t->buffer != NULL && !ggml_backend_buffer_is_host(t->buffer))) {
+        GGML_ABORT("tensor '%s' has no memory of the host: allocate it there, or use ggml_backend_tensor_set and _get", t->name);
+    }
+}
+
+struct ggml_tensor * ggml_set_i32(struct ggml_tensor * t, int32_t value) { pgg_need_memory(t); return pgg_upstream_set_i32(t, value); }
+struct ggml_tensor * ggml_set_f32(struct ggml_tensor * t, float value)   { pgg_need_memory(t); return pgg_upstream_set_f32(t, value); }
+
+int32_t ggml_get_i32_1d(const struct ggml_tensor * t, int i)                { pgg_need_memory(t); return pgg_upstream_get_i32_1d(t, i); }
+void    ggml_set_i32_1d(const struct ggml_tensor * t, int i, int32_t value) { pgg_need_memory(t); pgg_upstream_set_i32_1d(t, i, value); }
+float   ggml_get_f32_1d(const struct ggml_tensor * t, int i)                { pgg_need_memory(t); return pgg_upstream_get_f32_1d(t, i); }
+void    ggml_set_f32_1d(const struct ggml_tensor * t, int i, float value)   { pgg_need_memory(t); pgg_upstream_set_f32_1d(t, i, value); }
+
+int32_t ggml_get_i32_nd(const struct ggml_tensor * t, int i0, int i1, int i2, int i3) { pgg_need_memory(t); return pgg_upstream_get_i32_nd(t, i0, i1, i2, i3); }
+float   ggml_get_f32_nd(const struct ggml_tensor * t, int i0, int i1, int i2, int i3) { pgg_need_memory(t); return pgg_upstream_get_f32_nd(t, i0, i1, i2, i3); }
+void    ggml_set_i32_nd(const struct ggml_tensor * t, int i0, int i1, int i2, int i3, int32_t value) { pgg_need_memory(t); pgg_upstream_set_i32_nd(t, i0, i1, i2, i3, value); }
+void    ggml_set_f32_nd(const struct ggml_tensor * t, int i0, int i1, int i2, int i3, float value)   { pgg_need_memory(t); pgg_upstream_set_f32_nd(t, i0, i1, i2, i3, value); }

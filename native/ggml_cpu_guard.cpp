@@ -143,6 +143,26 @@ void check_types(const ggml_tensor * node) {
     }
 }
 
+// A kernel would read or write at address zero.
+const ggml_tensor * without_memory(const ggml_cgraph * g) {
+    const auto missing = [](const ggml_tensor * t) { return t->data == nullptr && !ggml_is_empty(t); };
+    for (int i = 0; i < g->n_nodes; i++) {
+        const ggml_tensor * node = g->nodes[i];
+        if (!(node->flags & GGML_TENSOR_FLAG_COMPUTE) || ggml_op_is_empty(node->op)) {
+            continue;
+        }
+        if (missing(node)) {
+            return node;
+        }
+        for (const ggml_tensor * s : node->src) {
+            if (s != nullptr && missing(s)) {
+                return s;
+            }
+        }
+    }
+    return nullptr;
+}
+
 } // namespace
 
 extern "C" bool pgg_cpu_run(pgg_cpu_kernel_t kernel, ggml_compute_params * params, ggml_tensor * node, ggml_tensor * second,
@@ -173,6 +193,12 @@ extern "C" bool pgg_cpu_run(pgg_cpu_kernel_t kernel, ggml_compute_params * param
 
 // Not thrown, but returned: llama.cpp's callers undo what they had begun when the status says that a graph has failed.
 extern "C" enum ggml_status ggml_graph_compute(ggml_cgraph * cgraph, ggml_cplan * cplan) {
+    if (const ggml_tensor * t = without_memory(cgraph)) {
+        char text[256];
+        snprintf(text, sizeof(text), "tensor '%s' has no memory: allocate the graph's tensors in a buffer before it is computed", t->name);
+        pgg_error_set(PGG_ERROR_ARGUMENT, text);
+        return GGML_STATUS_FAILED;
+    }
     const enum ggml_status status = pgg_upstream_graph_compute(cgraph, cplan);
     failure f;
     if (!take(cplan, &f)) {

@@ -173,6 +173,7 @@ static std::string in_words(const std::string & reason) {
         { "== sum * tensor->ne[split_state.axis]", "its sources have different shares of the split axis" },
         { "view of permuted tensor not implemented", "a view of a permuted tensor cannot be followed" },
         { "src_ss[0].n_segments == 1", "a tensor in several segments cannot be reshaped so" },
+        { "suffix_fallback", "llama.cpp has no rule for it: it looks for a weight that this layer has not got" },
         { "not enough space in the context", "the graph has more tensors than there is room for" },
     };
     for (const auto & row : TABLE) {
@@ -259,7 +260,8 @@ std::string split_message(const ggml_tensor * t, const std::string & reason, con
             out += "?";
         }
     }
-    out += "; legal repair: " + (repair.empty() ? usual_repair(t, n) : repair);
+    const bool no_rule = reason.find("suffix_fallback") != std::string::npos;
+    out += "; legal repair: " + (no_rule ? std::string("a rule of your own for it, such as '") + t->name + "=M'" : repair.empty() ? usual_repair(t, n) : repair);
     return words.empty() ? out : out + "\n  " + reason; // at the end, for those who know it
 }
 

@@ -57,8 +57,6 @@ struct device_record {
     bool        capturing = false;
     std::string captured;            // the graphs so far, JSON objects separated by commas
 
-    pgg_node_observer_t observer    = nullptr;
-    void *              observer_ud = nullptr;
 };
 
 device_record * record_of(ggml_backend_dev_t meta_dev); // nullptr when it is no meta device

@@ -127,8 +127,9 @@ PGG_API void   pgg_meta_capture_begin(ggml_backend_dev_t meta_dev);
 PGG_API char * pgg_meta_capture_take(ggml_backend_dev_t meta_dev);
 PGG_API void   pgg_free(void * p);
 
-// called after each node of a meta graph has been computed, with the whole value as contiguous bytes of its type
+// called after each node of a meta graph that this thread computes, with the whole value as contiguous bytes of its type
 typedef void (*pgg_node_observer_t)(const struct ggml_tensor * node, const void * data, size_t size, void * user_data);
+// one observer more, on this thread; NULL: the one that came last goes
 PGG_API void   pgg_meta_observe(ggml_backend_dev_t meta_dev, pgg_node_observer_t observer, void * user_data);
 
 //

@@ -78,6 +78,7 @@ class Graph(Handle):
         self._nodes: dict[int, Tensor] = {}
         self._inputs: dict[str, Tensor] = {}
         self._outputs: dict[str, Tensor] = {}
+        self._observers: list[Callback] = []
         self._weights: dict[int, Weights] = {}
         self._checks: list[_indices.IndexCheck] = []
         self._cgraph: Any = None
@@ -350,7 +351,7 @@ class Graph(Handle):
 
     @contextlib.contextmanager
     def observed(self, observer: Callable[[str, str, bytes], object]) -> Iterator[None]:
-        """While it lasts, runs call ``observer(name, op, value)`` for every node with its whole value as bytes.
+        """While it lasts, runs of this graph call ``observer(name, op, value)`` for every node with its whole value as bytes.
 
         The nodes are read where they are computed; nothing about the computation changes, the results are the same
         to the bit. Nodes that a device computes in one kernel with the next one are reported as that one.
@@ -367,14 +368,21 @@ class Graph(Handle):
             observer(ffi.string(node.name).decode(), ffi.string(lib.ggml_op_desc(node)).decode(), bytes(data))
 
         with Callback("node_observer", seen) as callback:
-            lib.pgg_meta_observe(self.device.ptr, callback.function, callback.user_data)
+            self._observers.append(callback)
             try:
                 yield
             finally:
-                lib.pgg_meta_observe(self.device.ptr, ffi.NULL, ffi.NULL)
+                self._observers.remove(callback)
 
     def _compute(self) -> None:
-        status = lib.ggml_backend_graph_compute(self._state.backend, self._cgraph)
+        if not self._observers:
+            status = lib.ggml_backend_graph_compute(self._state.backend, self._cgraph)
+        else:
+            with contextlib.ExitStack() as stack:
+                for callback in self._observers:
+                    lib.pgg_meta_observe(self.device.ptr, callback.function, callback.user_data)
+                    stack.callback(lib.pgg_meta_observe, self.device.ptr, ffi.NULL, ffi.NULL)
+                status = lib.ggml_backend_graph_compute(self._state.backend, self._cgraph)
         if status != lib.GGML_STATUS_SUCCESS:
             text = ffi.string(lib.ggml_status_to_string(status)).decode()
             raise DeviceError(f"{self.device.name} did not compute the graph: {text}")

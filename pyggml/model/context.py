@@ -21,7 +21,7 @@ from .batch import Batch, Tokens, token_ids
 from .loading import LoadedModel, failure
 from .memory import MemoryUse, memory_of
 from .native_context import NativeContext, Observer
-from .options import MAX_TOKENS, POOLING, ContextOptions, check_cache
+from .options import ENCODERS, MAX_TOKENS, POOLING, ContextOptions, check_cache
 from .sampling import Sampler, SamplerOptions, sampler_options
 from .state import Envelope, describe, opened, sealed
 from .vocabulary import Vocabulary
@@ -55,6 +55,8 @@ class Context(Handle):
         self._n_vocab = loaded.n_vocab
         self._adapters: tuple[Adapter, ...] = ()
         self._native = NativeContext(loaded, options)
+        ptr = loaded.ptr
+        self._waits_for_encoder = bool(lib.llama_model_has_encoder(ptr) and lib.llama_model_has_decoder(ptr))
         self._own(NativeContext.free, self._native)
 
     @property
@@ -101,7 +103,9 @@ class Context(Handle):
             IndexRangeError: a token is not in the vocabulary, or there is no such sequence.
             ArgumentError: they do not fit into the context, or positions leave a gap.
         """
+        self._check_open()
         batch = tokens if isinstance(tokens, Batch) else Batch().add(tokens, seq, pos=pos, logits=logits)
+        self._need_logits()
         self._refuse_simulated("no logits were computed")
         with self._in_use(poisons=False):
             ids, at, seqs, wanted = self._laid_out(batch, from_empty)
@@ -141,6 +145,15 @@ class Context(Handle):
         if pointer == ffi.NULL:
             raise ModelError(f"{self.name}: llama.cpp gives no {what}")
         return np.frombuffer(ffi.buffer(pointer, n * 4), np.float32)
+
+    def _need_logits(self) -> None:
+        arch = self._native.loaded.info.arch
+        if arch in ENCODERS:
+            raise UnsupportedError(f"{self.name}: a model of the architecture {arch!r} makes embeddings, no logits: model.context(embeddings=True).embed(...)")
+        if self.options.embeddings:
+            raise UnsupportedError(f"{self.name}: this context was made for embeddings: use embed(), or another context for logits")
+        if self._waits_for_encoder:
+            raise ArgumentError(f"{self.name}: its decoder attends to what its encoder has read: call encode(tokens) first")
 
     def _refuse_simulated(self, what: str) -> None:
         for device in self._devices:
@@ -220,6 +233,7 @@ class Context(Handle):
         if max_tokens is not None:
             whole("max_tokens", max_tokens, 0, MAX_TOKENS)
         self._check_open()
+        self._need_logits()
         self._refuse_simulated("nothing was generated")
         if isinstance(sampler, Sampler):
             if changes:
@@ -365,6 +379,7 @@ class Context(Handle):
             lib.llama_memory_clear(self._native.memory, True)
             self._native.set_batch(ids.astype(np.int32), np.arange(n, dtype=np.int32), [(0,)] * n, np.ones(n, np.int8))
             self._compute(encode=True)
+            self._waits_for_encoder = False
 
     # states
 

@@ -15,9 +15,10 @@ from typing import Any
 
 from .._ffi import ffi, lib, reason
 from .._ffi.callbacks import Callback
+from .._ffi.interrupts import Held
 from ..device import MAX_META_DEVICES, Device
 from ..dtype import DTYPES_BY_ID
-from ..errors import ClosedError, Error, ModelError, OutOfMemoryError
+from ..errors import ClosedError, Error, ModelError, OutOfMemoryError, SplitError
 from ..gguf_info import GGUFInfo
 from ..split import MIRRORED, Decision, Rule, SplitState, decide, read_state, tensor_info, write_state
 from .options import ModelOptions, Progress
@@ -71,7 +72,8 @@ class LoadedModel:
                 lib.pgg_meta_next_policy(ffi.NULL, ffi.NULL)
         lib.pgg_llama_allow_any_arch(bool(rules))  # every placement is proven before it runs, whatever the architecture
         try:
-            self._ptr = lib.llama_model_load_from_file(os.fsencode(self.path), params[0])
+            with Held():
+                self._ptr = lib.llama_model_load_from_file(os.fsencode(self.path), params[0])
             if self._ptr == ffi.NULL:
                 raise failure(f"llama.cpp cannot load {self.path}")
         finally:
@@ -210,6 +212,10 @@ def failure(what: str) -> Error:
     """The exception for a NULL or a status of llama.cpp, with the reason that it logged."""
     lines = [line for line in reason() if line.strip()]
     text = what + "".join(f"\n  log: {line}" for line in lines)
+    split = next((line for line in lines if "illegal split at node" in line), None)
+    if split is not None:
+        found = SplitError.from_message(split[split.index("illegal split at node") :])
+        return SplitError(f"{what}: {found}", node=found.node, op=found.op, sources=found.sources, repair=found.repair)
     joined = " ".join(lines).lower()
     if "alloc" in joined and ("failed" in joined or "cannot" in joined or "unable" in joined):
         return OutOfMemoryError(text)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from .._ffi import ffi, lib
 from .._ffi.callbacks import Callback
+from .._ffi.interrupts import Held
 from ..device import default_threads
 from ..dtype import as_dtype
 from ..errors import ClosedError, Error, UnsupportedError
@@ -60,7 +61,8 @@ class NativeContext:
         params.no_perf = True
         params.abort_callback = lib.pgg_interrupt_abort
         with self._building():
-            self._ptr = lib.llama_init_from_model(self.loaded.ptr, params[0])
+            with Held():
+                self._ptr = lib.llama_init_from_model(self.loaded.ptr, params[0])
             if self._ptr == ffi.NULL:  # inside: the next call has other reasons
                 raise failure(f"llama.cpp cannot make a context for {self.loaded.path}")
         self.batch[0] = lib.llama_batch_init(self.n_batch, 0, options.n_seq_max)

@@ -30,6 +30,12 @@ MAX_TOKENS = (1 << 31) - 1
 MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ, of an internal header
 MAX_THREADS = 512
 
+# Their graphs end in embeddings: llama.cpp hands out logits that nobody wrote. (A test holds this against all architectures.)
+ENCODERS = frozenset({
+    "bert", "eurobert", "gemma-embedding", "jina-bert-v2", "jina-bert-v3", "llama-embed", "modern-bert", "neo-bert", "nomic-bert",
+    "nomic-bert-moe", "t5encoder", "wavtokenizer-dec",
+})  # fmt: skip
+
 Progress = Callable[[float], object]
 Devices = MetaDevice | Device | Sequence[Device] | str
 
@@ -182,13 +188,17 @@ def devices_of(device: Devices | None) -> tuple[list[Device], tuple[Rule, ...]]:
     """The devices that are not the CPU, in order, and the rules of a meta device.
 
     Raises:
-        ArgumentError: a device is named twice.
+        ArgumentError: a device is named twice, or the CPU is beside others.
     """
     if device is None or device == "cpu":
         return [], ()
+    given = list(device.devices) if isinstance(device, MetaDevice) else parse_devices(device)
+    found = [d for d in given if d.type != "cpu"]
+    if found and len(found) < len(given):
+        cpu = next(d.name for d in given if d.type == "cpu")
+        raise ArgumentError(f"{', '.join(d.name for d in given)}: llama.cpp cannot split a model over {cpu}; a virtual CPU device can take its place: vcpu:1")
     if isinstance(device, MetaDevice):
-        return list(device.devices), device.rules
-    found = [d for d in parse_devices(device) if d.type != "cpu"]
+        return found, device.rules
     if twice := [d.name for i, d in enumerate(found) if d in found[:i]]:
         raise ArgumentError(f"the device {twice[0]} is named twice in {', '.join(d.name for d in found)}: name each device once")
     return found, ()

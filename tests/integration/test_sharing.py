@@ -334,3 +334,38 @@ def test_an_observer_that_raises(tiny: Make) -> None:
         model.logits(tokens, observer=observer)
     with gg.Model(tiny_model, "vcpu:2", split_mode="tensor", **F32) as model:
         assert gg.nmse(model.logits(tokens), one_device(tiny_model, tokens)) <= 1e-10
+
+
+def test_an_observer_sees_its_own_graph_or_context_alone(tiny: Make) -> None:
+    """Not what another graph, context or thread does on the same meta device; and observers within each other lose nothing."""
+    meta = gg.MetaDevice("vcpu:2")
+    with gg.Graph(meta) as a, gg.Graph(meta) as b:
+        for name, graph in (("a", a), ("b", b)):
+            graph.output(name, graph.input("x", (8, 2)) + 1.0)
+        x = np.ones((2, 8), np.float32)
+        seen_a: list[str] = []
+        seen_b: list[str] = []
+        with a.observed(lambda name, op, value: seen_a.append(name)):
+            b.run(x=x)
+            assert seen_a == []
+            with b.observed(lambda name, op, value: seen_b.append(name)):
+                b.run(x=x)
+            a.run(x=x)
+        a.run(x=x)
+        assert (seen_a, seen_b) == (["a"], ["b"])
+
+    tiny_model = tiny("llama")
+    tokens = tokens_of(tiny_model, 6)
+    with gg.Model(tiny_model, "vcpu:2", split_mode="tensor", **F32) as model, model.context() as other:
+        alone: list[str] = []
+        model.logits(tokens, observer=lambda name, op, value: alone.append(name))
+        counts: list[int] = []
+
+        def watch() -> None:
+            for _ in range(5):
+                seen: list[str] = []
+                model.logits(tokens, observer=lambda name, op, value: seen.append(name))
+                counts.append(len(seen))
+
+        in_threads(watch, lambda: [other.decode(tokens, from_empty=True) for _ in range(20)])
+        assert counts == [len(alone)] * 5

@@ -16,6 +16,7 @@ import pyggml as gg
 from pyggml._ffi import lib
 from pyggml.gguf_check import check_gguf
 from pyggml.model import ModelOptions, plan_model
+from pyggml.model.options import ENCODERS
 from pyggml.testing import ZOO, Architecture, TinyModel, tiny, tiny_gguf
 
 ALL = [(name, moe) for name, arch in ZOO.items() if arch.runs for moe in arch.variants]
@@ -181,6 +182,27 @@ def test_files_that_would_crash_llama_cpp(tmp_path: Path, monkeypatch: pytest.Mo
         check_gguf(make("deepseek4", compress_ratios=np.array([0, 128, 0, 0], np.int32)))
     with pytest.raises(gg.FileFormatError, match=r"indexer\.types of layer 0: found 1, expected 1 in layers without a sliding window"):
         check_gguf(make("dots3note", indexer__types=np.array([1, 1], np.int32)))
+
+
+def test_encoders_are_those_that_give_no_logits() -> None:
+    assert {name for name, arch in ZOO.items() if arch.kind == "encoder"} == ENCODERS
+
+
+@pytest.mark.parametrize("name", [*sorted(ENCODERS), "t5"])
+def test_logits_that_nobody_wrote_are_refused(tmp_path: Path, name: str) -> None:
+    with gg.Model(tiny_gguf(tmp_path / "m.gguf", name), "vcpu:1", n_ctx=64) as model:
+        with pytest.raises(gg.Error, match="encode" if name == "t5" else "embed"):
+            model.logits([1, 2, 3])
+        with pytest.raises(gg.Error, match="encode" if name == "t5" else "embed"):
+            next(model.generate([1, 2, 3]))
+        if name == "t5":
+            model.default_context.encode([1, 2, 3])
+            assert model.default_context.decode([1]).std() > 0.1
+        else:
+            with model.context(embeddings=True, pooling="none") as context:
+                assert context.embed([[1, 2, 3]])[0].std() > 0.01
+                with pytest.raises(gg.UnsupportedError, match="embed"):
+                    context.decode([1])
 
 
 def test_every_architecture_is_there() -> None:

@@ -98,3 +98,16 @@ def test_shares_of_a_graph_that_granularity_took_away() -> None:
         graph.output("y", weights["w"] @ graph.input("x", (8, 2)))
         (leaf,) = graph.plan().missed_shares()
         assert leaf.name == "w" and leaf.asked == (0.75, 0.25) and graph.plan().achieved_shares("w") in ((0.5, 0.5), (1.0, 0.0))
+
+
+def test_the_cpu_beside_other_devices(tiny: TinyModel) -> None:
+    for device in ("CPU,vcpu:1", [gg.cpu(), *gg.virtual_cpus(1)], gg.MetaDevice([gg.cpu(), *gg.virtual_cpus(1)])):
+        with pytest.raises(gg.ArgumentError, match="cannot split a model over CPU.*vcpu:1"):
+            gg.Model(tiny, device, split_mode="tensor")
+
+
+def test_a_cache_that_llama_cpp_has_no_rule_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyggml.model.options.arch_rules", lambda info: ())
+    with pytest.raises(gg.SplitError) as caught:
+        gg.Model(tiny_gguf(tmp_path / "m.gguf", "rwkv7"), "vcpu:2", split_mode="tensor")
+    assert caught.value.node == "cache_r_l0" and "cache_r_l0=M" in str(caught.value.repair)
