@@ -23,7 +23,7 @@ __all__ = ["TOLERANCES", "ModelComparison", "NodeComparison", "TracedTensor", "c
 
 # NMSE of logits by the coarsest format that takes part. With F32 everywhere only the order of sums changes. Else inputs of
 # matrix products are rounded, too: a last bit that differs becomes a quantum. Measured with random weights, 2 to 24 layers
-# (docs/cli.md): at most 2e-13, 1.3e-6, 3e-5 and 6.3e-4; wrong splits are off by 0.01 and more.
+# (docs/cli.md): at most 5e-13, 1.3e-6, 3e-5 and 6.3e-4; wrong splits are off by 0.01 and more.
 TOLERANCES = {"f32": 1e-9, "f16": 1e-5, "bf16": 2e-4, "quantized": 5e-3}
 
 _PIECE = 1 << 20  # logits that are looked at in float64 at once
@@ -176,8 +176,8 @@ def compare_models(
             step = min(c.options.n_batch for c in contexts)
             for first in range(0, len(chunk), step):
                 part = chunk[first : first + step]
-                mine, theirs = (context.decode(part, logits="all") for context in contexts)
-                sums.add(mine, theirs, chunk[first + 1 : first + 1 + len(part)])
+                x, r = (context.decode(part, logits="all") for context in contexts)
+                sums.add(x, r, chunk[first + 1 : first + 1 + len(part)])
                 done += len(part)
                 if progress is not None:
                     progress(done / total)
@@ -187,9 +187,10 @@ def compare_models(
                 context.clear()
     if tolerance is None:
         tolerance = default_tolerance(model, reference)
+    mine, theirs = _names(model, reference)
     return ModelComparison(
-        configuration(model), configuration(reference), tolerance, total, len(chunks), sums.nmse, sums.max_abs, sums.kl / total,
-        sums.kl_max, sums.kl_max_at, sums.same / total, sums.n_scored, sums.perplexity(0), sums.perplexity(1),
+        mine, theirs, tolerance, total, len(chunks), sums.nmse, sums.max_abs, sums.kl / total, sums.kl_max,
+        sums.kl_max_at, sums.same / total, sums.n_scored, sums.perplexity(0), sums.perplexity(1),
     )  # fmt: skip
 
 
@@ -199,6 +200,12 @@ def configuration(model: Model) -> str:
     devices = model.devices[:1] if options.split_mode == "none" else model.devices
     shares = "" if options.tensor_split is None else ", " + ":".join(f"{s:g}" for s in options.tensor_split)
     return f"{','.join(d.name for d in devices) or 'CPU'} ({options.split_mode}{shares})"
+
+
+def _names(model: Model, reference: Model) -> tuple[str, str]:
+    """The configurations, with the files where they are not the same."""
+    a, b = configuration(model), configuration(reference)
+    return (a, b) if model.path.absolute() == reference.path.absolute() else (f"{model.path.name} on {a}", f"{reference.path.name} on {b}")
 
 
 def _check_pair(model: Model, reference: Model) -> int:
@@ -348,7 +355,8 @@ def compare_nodes(model: Model, reference: Model, tokens: Tokens, *, tolerance: 
     diverging = min((i for i, d in found.items() if not d.nmse <= tolerance), default=None)
     first = None if diverging is None else _traced(model, reference, plan, found, plan.nodes[diverging], levels)
     largest = max(found.values(), key=lambda d: d.nmse)
-    return NodeComparison(configuration(model), configuration(reference), tolerance, len(ids), len(plan.nodes), len(found), first, largest)
+    mine, theirs = _names(model, reference)
+    return NodeComparison(mine, theirs, tolerance, len(ids), len(plan.nodes), len(found), first, largest)
 
 
 class _Places:

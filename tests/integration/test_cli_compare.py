@@ -62,6 +62,7 @@ def test_two_models_do_not_agree(words: TinyModel, tmp_path: Path) -> None:
     other = tiny_gguf(tmp_path / "other.gguf", vocab="bytes", n_layer=2, seed=1)
     result = run(words, "--against-model", other, "-p", "the cat", "--json", tmp_path / "out.json")
     assert result.exit_code == 1 and "DO NOT AGREE" in result.output
+    assert "words.gguf on VCPU0,VCPU1 (tensor) against other.gguf on VCPU0 (none), " in result.output
     told = json.loads((tmp_path / "out.json").read_text())
     assert told["ok"] is False and told["nmse"] > 0.1 and told["kl_mean"] > 0.01 and told["same_top"] < 0.5
     assert told["perplexity"] != pytest.approx(told["reference_perplexity"], rel=0.01)

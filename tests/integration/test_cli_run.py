@@ -32,7 +32,8 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
 
 
 def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "pyggml", "run", *(os.fspath(a) if isinstance(a, os.PathLike) else str(a) for a in arguments)]
+    # one thread: two of the CPU device wait for each other in turns where other tests run, too
+    return [sys.executable, "-m", "pyggml", "run", "-t", "1", *(os.fspath(a) if isinstance(a, os.PathLike) else str(a) for a in arguments)]
 
 
 Run = Callable[..., tuple[str, str]]
@@ -54,9 +55,14 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def continued(model: TinyModel, prompt: str | list[int] = PROMPT, n: int = 12, **options: object) -> list[gg.model.GeneratedToken]:
-    with gg.Model(model) as m:
+    with gg.Model(model, threads=1) as m:
         bias = dict.fromkeys(m.vocab.ends, -np.inf)
         return list(m.generate(prompt, max_tokens=n, **{"temperature": 0, "logit_bias": bias, **options}))  # type: ignore[arg-type]
+
+
+def tokens_of(model: TinyModel) -> list[int]:
+    with gg.Model(model, threads=1) as m:
+        return m.tokenize(PROMPT)
 
 
 def text_of(tokens: list[gg.model.GeneratedToken]) -> str:
@@ -75,10 +81,10 @@ CONFIGURATIONS = {
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_the_output_is_the_text_alone(run: Run, words: TinyModel, name: str) -> None:
     options, where = CONFIGURATIONS[name]
-    out, err = run(words, "-p", PROMPT, *GREEDY, "-ctk", "f32", "-ctv", "f32", "-t", 1, *options)
+    out, err = run(words, "-p", PROMPT, *GREEDY, "-ctk", "f32", "-ctv", "f32", *options)
     want = continued(words)
     assert out == text_of(want) + "\n" and out.strip()
-    n = len(gg.Model(words).tokenize(PROMPT))
+    n = len(tokens_of(words))
     assert re.search(rf"prompt: {n} tokens, [\d.]+ t/s; generated: 12 tokens, [\d.]+ t/s; {where}; seed \d+", err), err
     assert "loading" not in err, "a progress bar where there is no terminal"
 
@@ -88,7 +94,7 @@ def test_prompts(run: Run, words: TinyModel, tmp_path: Path) -> None:
     (tmp_path / "prompt.txt").write_text(PROMPT + "\n")
     assert run(words, "-f", tmp_path / "prompt.txt", *GREEDY)[0] == want
     assert run(words, "-f", "-", *GREEDY, given=PROMPT)[0] == want
-    ids = ",".join(map(str, gg.Model(words).tokenize(PROMPT)))
+    ids = ",".join(map(str, tokens_of(words)))
     assert run(words, "--tokens", ids, *GREEDY)[0] == want
     assert "nothing to continue" in run(words, status=2)[1]
     assert "one of them" in run(words, "-p", "a", "--tokens", "1", status=2)[1]
@@ -118,7 +124,7 @@ def test_sampling(run: Run, words: TinyModel, tmp_path: Path) -> None:
 
 
 def test_the_end_of_the_context(run: Run, words: TinyModel) -> None:
-    n = len(gg.Model(words).tokenize(PROMPT))
+    n = len(tokens_of(words))
     stopped = run(words, "-p", PROMPT, "-c", 32, "--temp", 0, "--ignore-eos")[1]
     assert f"generated: {33 - n} tokens" in stopped
     shifted = run(words, "-p", PROMPT, "-c", 32, "--temp", 0, "--ignore-eos", "--context-shift", "-n", 60, "-dev", "vcpu:2")[1]
@@ -137,7 +143,7 @@ def test_adapters(run: Run, words: TinyModel, tmp_path: Path) -> None:
             "blk.0.ffn_up.weight.lora_b": rng.standard_normal((n_out, 4)).astype(np.float32),
         },
     )
-    with gg.Model(words) as m:
+    with gg.Model(words, threads=1) as m:
         m.default_context.set_adapters({m.adapter(lora): 0.5})
         want = "".join(t.text for t in m.generate(PROMPT, max_tokens=12, temperature=0, logit_bias=dict.fromkeys(m.vocab.ends, -np.inf)))
     assert want != text_of(continued(words))

@@ -1,0 +1,60 @@
+"""The command line as a whole: help is quick and complete, errors are messages, the documentation's commands exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from pyggml.cli import cli, main
+
+ROOT = Path(__file__).parents[2]
+COMMANDS = [
+    line.strip()
+    for name in ("README.md", "docs/cli.md")
+    for line in (ROOT / name).read_text(encoding="utf-8").splitlines()
+    if re.match(r"    pyggml \w", line)
+]
+
+
+def test_help_loads_no_native_code() -> None:
+    script = "import sys; from pyggml.cli import main\ntry:\n    main(['--help'])\nfinally:\n    print(sorted({'numpy', 'rich', 'pyggml._ffi', 'pyggml.model'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "[]"
+
+
+def test_commands_are_in_the_documentation() -> None:
+    text = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    assert set(cli.commands) == set(re.findall(r"`(?:pyggml )?(\w+)`", text.split("Options carry")[0]))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_commands_shown_can_be_read(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "text.txt").touch()
+    monkeypatch.chdir(tmp_path)
+    _, name, *arguments = shlex.split(command)
+    found = cli.commands[name]
+    with found.make_context(name, list(arguments)) as context:
+        assert context.params.keys() == {p.name for p in found.params if p.expose_value}
+
+
+@pytest.mark.parametrize("name", sorted(cli.commands))
+def test_every_option_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([name, "--help"])
+    assert ended.value.code == 0 and "Usage: pyggml" in capsys.readouterr().out
+    for parameter in cli.commands[name].params:
+        assert not isinstance(parameter, click.Option) or parameter.help, parameter.name
+
+
+def test_errors_are_one_message(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["plan", "nowhere.gguf"], ["bench", "nowhere.gguf"], ["compare", "nowhere.gguf"], ["run", "nowhere.gguf", "-p", "x"], ["demo", "--arch", "x"]):
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == 2
+        assert re.match(r"pyggml: \w+Error: ", capsys.readouterr().err)
