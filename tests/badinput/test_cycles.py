@@ -16,7 +16,7 @@ LIMIT = 5 << 20
 @pytest.mark.slow
 @pytest.mark.parametrize("what", cycles.KINDS)
 def test_memory_stays(what: str) -> None:
-    n = 1000 if what in ("graphs", "plans") else 200
+    n = 1000
     done = subprocess.run(
         [sys.executable, str(Path(cycles.__file__)), what, str(n)],
         capture_output=True, text=True, check=False, timeout=250,
