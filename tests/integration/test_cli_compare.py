@@ -114,6 +114,24 @@ def test_nodes_of_other_architectures(tiny: Make, name: str) -> None:
     assert found.n_compared > 0.7 * found.n_nodes
 
 
+@pytest.mark.parametrize(("weight", "node"), [("blk.1.ffn_gate.weight", "ffn_gate-1"), ("blk.1.attn_output.weight", "attn_out-1"), ("output.weight", "result_output")])
+def test_a_device_with_the_wrong_rows_is_found(tiny: Make, weight: str, node: str) -> None:
+    """What a wrong split does: the second device computes with columns or rows that belong elsewhere."""
+    model, tokens = tiny("llama"), tokens_of(tiny("llama"), 12)
+    with gg.Model(model, "vcpu:2", split_mode="tensor", tensor_split=(3, 1), **F32) as split, gg.Model(model, "vcpu:1", split_mode="tensor", **F32) as one:
+        assert gg.compare_models(split, one, tokens).ok and gg.compare_nodes(split, one, tokens).ok
+        piece = gg.lib.pgg_meta_slice(split._loaded.tensor(weight), 1)
+        value = np.empty(int(gg.lib.ggml_nbytes(piece)) // 4, np.float32)
+        gg.lib.ggml_backend_tensor_get(piece, gg.ffi.from_buffer(value), 0, value.nbytes)
+        wrong = np.roll(value, int(piece.ne[0]) if weight != "blk.1.attn_output.weight" else 1)
+        gg.lib.ggml_backend_tensor_set(piece, gg.ffi.from_buffer(wrong), 0, wrong.nbytes)
+        found = gg.compare_nodes(split, one, tokens)
+        assert found.first is not None and found.first.name == node and found.first.difference is not None
+        assert not gg.compare_models(split, one, tokens).ok
+        seen = {s.name: s.difference.nmse for s in found.first.sources if s.difference is not None}
+        assert seen[weight] > 0.01, "the weight itself is told to differ"
+
+
 def test_other_reference_configurations(words: TinyModel) -> None:
     result = run(words, "-dev", "vcpu:3", *EXACT, "--against", "vcpu:2", "--against-tensor-split", "1,3", "-p", "a")
     assert result.exit_code == 0 and "VCPU0,VCPU1,VCPU2 (tensor) against VCPU0,VCPU1 (tensor, 1:3)" in result.output
