@@ -36,7 +36,7 @@ prompts of 1 and 17 tokens, against one device.
 
 def verdict(found: list[SplitVerdict], name: str) -> str:
     if any(v.error for v in found):
-        return "no: " + next(v.error for v in found if v.error).splitlines()[0][:160].replace("|", "/")
+        return "no: " + next(v.error for v in found if v.error).splitlines()[0].partition(".gguf: ")[2].replace("|", "/")
     if not all(v.is_split for v in found):
         return "not split" + (f": {ARCH_RULES[name].why}" if name in ARCH_RULES else "")
     if name not in ARCH_RULES:

@@ -357,15 +357,18 @@ def test_an_observer_sees_its_own_graph_or_context_alone(tiny: Make) -> None:
     tiny_model = tiny("llama")
     tokens = tokens_of(tiny_model, 6)
     with gg.Model(tiny_model, "vcpu:2", split_mode="tensor", **F32) as model, model.context() as other:
-        alone: list[str] = []
-        model.logits(tokens, observer=lambda name, op, value: alone.append(name))
         counts: list[int] = []
+
+        def observed_nodes() -> int:
+            seen: list[str] = []
+            model.logits(tokens, observer=lambda name, op, value: seen.append(name))
+            return len(seen)
+
+        alone = observed_nodes()
 
         def watch() -> None:
             for _ in range(5):
-                seen: list[str] = []
-                model.logits(tokens, observer=lambda name, op, value: seen.append(name))
-                counts.append(len(seen))
+                counts.append(observed_nodes())
 
         in_threads(watch, lambda: [other.decode(tokens, from_empty=True) for _ in range(20)])
-        assert counts == [len(alone)] * 5
+        assert counts == [alone] * 5
