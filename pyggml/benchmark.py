@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ._arguments import whole
 from .device import Device, cpu, default_threads
 from .errors import ArgumentError, DTypeError, OutOfMemoryError, UnsupportedError
 from .gguf_check import check_gguf
 from .model import Context, Model, ModelOptions
+from .model.options import MAX_TOKENS
 from .model.reduction import Reduction, active_reduction
 from .split import Rule
 
@@ -38,8 +40,10 @@ class BenchTest:
     depth: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.n_prompt, self.n_gen, self.depth) < 0 or not self.n_prompt + self.n_gen:
-            raise ArgumentError(f"{self!r}: expected at least one token to time, and no negative numbers")
+        for name in ("n_prompt", "n_gen", "depth"):
+            whole(name, getattr(self, name), 0, MAX_TOKENS)
+        if not self.n_prompt + self.n_gen:
+            raise ArgumentError(f"{self!r}: expected at least one token to time")
 
     def __str__(self) -> str:
         parts = [f"pp{self.n_prompt}"] if self.n_prompt else []
@@ -144,8 +148,9 @@ def measure(
         ArgumentError: nothing to do. UnsupportedError: no configuration is possible; the first one's reason.
         Others: see `Model` and `Context.decode`.
     """
-    if not setups or not tests or repetitions < 1:
-        raise ArgumentError(f"{len(setups)} configurations, {len(tests)} tests, {repetitions} repetitions: expected at least one of each")
+    whole("repetitions", repetitions, 1, MAX_TOKENS)
+    if not setups or not tests:
+        raise ArgumentError(f"{len(setups)} configurations, {len(tests)} tests: expected at least one of each")
     bench = _Bench(list(dict.fromkeys(setups)), list(dict.fromkeys(tests)), repetitions, warmup, progress)
     return bench.run(interleave)
 

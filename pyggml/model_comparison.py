@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ._arguments import whole
 from .comparison import ComparisonError, NodeDifference, _difference
 from .dtype import QuantizedArray, as_dtype, dequantize
 from .errors import ArgumentError, UnsupportedError
@@ -164,7 +165,7 @@ def compare_models(
         ArgumentError: other vocabularies, or no tokens. UnsupportedError: a text for a model without a tokenizer.
         IndexRangeError: a token is not in the vocabulary.
     """
-    limit = _check_pair(model, reference)
+    limit = _check_pair(model, reference, tolerance)
     chunks = _chunks(model, prompt, limit)
     total = sum(map(len, chunks))
     sums, done = _Sums(), 0
@@ -208,12 +209,14 @@ def _names(model: Model, reference: Model) -> tuple[str, str]:
     return (a, b) if model.path.absolute() == reference.path.absolute() else (f"{model.path.name} on {a}", f"{reference.path.name} on {b}")
 
 
-def _check_pair(model: Model, reference: Model) -> int:
-    """The tokens that both contexts can hold."""
+def _check_pair(model: Model, reference: Model, tolerance: float | None) -> int:
+    """The tokens that both contexts can hold, after all checks that need no tokens."""
     for name, one in (("model", model), ("reference", reference)):
         if not isinstance(one, Model):
             raise ArgumentError(f"{name}: expected a Model, got {type(one).__name__}; graphs are compared by compare()")
         one._check_open()
+    if tolerance is not None and (isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not tolerance >= 0):
+        raise ArgumentError(f"tolerance={tolerance!r}: expected a number, 0 or more")
     if model is reference:
         raise ArgumentError("model and reference are the same Model: load it twice, in two configurations")
     if model.n_vocab != reference.n_vocab:
@@ -318,12 +321,13 @@ def compare_nodes(model: Model, reference: Model, tokens: Tokens, *, tolerance: 
     Raises:
         UnsupportedError: one of them is not on a meta device. ArgumentError: other graphs, no tokens, or too many.
     """
-    limit = min(_check_pair(model, reference), model.options.n_batch, reference.options.n_batch)
+    limit = min(_check_pair(model, reference, tolerance), model.options.n_batch, reference.options.n_batch)
     for one in (model, reference):
         if one.meta_device_ptr is None:
             raise UnsupportedError(
                 f"nodes are observed on meta devices, {configuration(one)} has none: load it with split_mode='tensor' (one device is enough)"
             )
+    whole("levels", levels, 0, 100)
     ids = token_ids(tokens)
     if len(ids) > limit:
         raise ArgumentError(f"nodes of {len(ids)} tokens: at most {limit} fit into one graph here (n_ctx, n_batch); give fewer")

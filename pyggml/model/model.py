@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .._arguments import text
 from .._ffi import ffi, lib
 from .._handle import Handle
 from ..dtype import DTYPES_BY_ID, DTypeLike
@@ -175,6 +176,7 @@ class Model(Handle):
             ArgumentError: the model has none of that name; similar ones are named.
         """
         self._check_open()
+        text("the name of a weight", name)
         found = self._loaded.tensor(name)
         if found is None:
             close = difflib.get_close_matches(name, [t.name for t in self.info.tensors], 3, 0.4)

@@ -11,6 +11,7 @@ from bad_case import Case
 
 import pyggml as gg
 from pyggml import ops
+from pyggml.benchmark import BenchSetup, BenchTest, measure
 from pyggml.model import ModelOptions, plan_model
 from pyggml.testing import llama_header, tiny_gguf
 
@@ -260,6 +261,44 @@ def _comparisons() -> Iterator[Case]:
             yield Case(f"compare with {what}", act, (), WRONG)
 
 
+def _model_comparisons(folder: Path) -> Iterator[Case]:
+    path = tiny_gguf(folder / "compared.gguf", **SMALL).path  # type: ignore[arg-type]
+    a, b = (gg.Model(path, n_ctx=64, threads=1) for _ in range(2))
+    split = gg.Model(path, "vcpu:2", split_mode="tensor", n_ctx=64, threads=1)
+    for name, compare, other in (("compare_models", gg.compare_models, b), ("compare_nodes", gg.compare_nodes, split)):
+        for what, act in {
+            "no model": lambda f=compare: f(5, a, [1]),
+            "a path": lambda f=compare: f(a, path, [1]),
+            "itself": lambda f=compare: f(split, split, [1]),
+            "no tokens": lambda f=compare, m=other: f(a, m, []),
+            "words as tokens": lambda f=compare, m=other: f(split, m, ["a"]),
+            "None": lambda f=compare, m=other: f(a, m, None),
+            "a token that is not there": lambda f=compare, m=other: f(a, m, [1, 10**9]),
+            "a tolerance below 0": lambda f=compare, m=other: f(a, m, [1], tolerance=-1),
+            "a tolerance that is no number": lambda f=compare, m=other: f(a, m, [1], tolerance=float("nan")),
+            "a tolerance of letters": lambda f=compare, m=other: f(a, m, [1], tolerance="1"),
+        }.items():  # fmt: skip
+            yield Case(f"{name} with {what}", act, (), (*WRONG, gg.IndexRangeError))
+    yield Case("compare_models of a text without a tokenizer", lambda: gg.compare_models(a, b, "text"), ("tokenizer",), WRONG)
+    for weight in ("nothing", "", 5, None, "a\0b", "\ud800"):
+        yield Case(f"weight({weight!r})", lambda w=weight: split.weight(w), (), WRONG)
+    for tokens in ([], "a", [1.5], [10**9], [-1], list(range(65)), None):
+        yield Case(f"feed({tokens!r:.20})", lambda t=tokens: a.default_context.feed(t), (), (*WRONG, gg.IndexRangeError))
+    setup = BenchSetup(path, (), ModelOptions("none"))
+    for numbers in ((0, 0), (-1, 5), (1, 1, -1), ("a",), (1.5,), (None,)):
+        yield Case(f"BenchTest{numbers}", lambda n=numbers: BenchTest(*n), (), WRONG)
+    for what, act in {
+        "no setups": lambda: measure([], [BenchTest(1)]),
+        "no tests": lambda: measure([setup], []),
+        "no repetitions": lambda: measure([setup], [BenchTest(1)], repetitions=0),
+        "half a repetition": lambda: measure([setup], [BenchTest(1)], repetitions=0.5),  # type: ignore[arg-type]
+        "a file that is not there": lambda: measure([BenchSetup(folder / "no.gguf", (), ModelOptions("none"))], [BenchTest(1)]),
+        "row mode": lambda: measure([BenchSetup(path, (), ModelOptions("row"))], [BenchTest(1)]),
+        "tensor mode on the CPU": lambda: measure([BenchSetup(path, (), ModelOptions("tensor"))], [BenchTest(1)]),
+    }.items():
+        yield Case(f"measure with {what}", act, (), (*WRONG, gg.ModelNotFoundError))
+
+
 def _attributes() -> Iterator[Case]:
     for name in ("nothing", "Grahp", "version", "run"):
         yield Case(f"pyggml.{name}", lambda n=name: getattr(gg, n), (name,), (AttributeError,))
@@ -275,4 +314,5 @@ def cases(folder: Path) -> Iterator[Case]:
     yield from _ops()
     yield from _models(folder)
     yield from _comparisons()
+    yield from _model_comparisons(folder)
     yield from _attributes()

@@ -178,9 +178,16 @@ def _models(folder: Path) -> Iterator[Case]:
         "sampler": lambda m: m.sampler(),
         "generate": lambda m: m.generate([1]),
         "adapter": lambda m: m.adapter("lora.gguf"),
+        "description": lambda m: m.description,
+        "weight": lambda m: m.weight("output_norm.weight"),
+        "compare_models": lambda m: gg.compare_models(m, other, [1, 2]),
+        "compare_models as the reference": lambda m: gg.compare_models(other, m, [1, 2]),
+        "compare_nodes": lambda m: gg.compare_nodes(m, other, [1, 2]),
     }
+    other = gg.Model(path, threads=1, n_ctx=64)
     on_context: dict[str, Callable[[gg.Context], object]] = {
         "decode": lambda c: c.decode([1, 2]),
+        "feed": lambda c: c.feed([1, 2]),
         "ptr": lambda c: c.ptr,
         "n_past": lambda c: c.n_past(),
         "clear": lambda c: c.clear(),
@@ -220,6 +227,7 @@ def _models(folder: Path) -> Iterator[Case]:
             "len": lambda v: len(v),
             "bos": lambda v: v.bos,
             "is_end": lambda v: v.is_end(1),
+            "ends": lambda v: v.ends,
         }.items():
             yield Case(f"{name} of the vocabulary of a closed model, {mode}", lambda u=use, v=vocab: u(v), ("closed",), CLOSED)
         for name, use in {"ptr": lambda s: s.ptr, "names": lambda s: s.names, "reset": lambda s: s.reset()}.items():
