@@ -109,6 +109,11 @@ if TYPE_CHECKING:
     from .model_comparison import compare_models as compare_models
     from .model_comparison import compare_nodes as compare_nodes
     from .plan import SplitPlan as SplitPlan
+    from .rules_file import load_rules as load_rules
+    from .rules_file import rules_from_json as rules_from_json
+    from .rules_file import rules_to_json as rules_to_json
+    from .rules_file import rules_to_toml as rules_to_toml
+    from .rules_file import save_rules as save_rules
     from .split import Rule as Rule
     from .split import Segment as Segment
     from .split import Split as Split
@@ -132,6 +137,7 @@ _HOMES = {
     ),
     "model_comparison": ("ModelComparison", "NodeComparison", "compare_models", "compare_nodes"),
     "plan": ("SplitPlan",),
+    "rules_file": ("load_rules", "rules_from_json", "rules_to_json", "rules_to_toml", "save_rules"),
     "split": ("Rule", "Segment", "Split", "SplitState", "TensorInfo", "rule"),
     "tensor": ("Tensor",),
     "weights": ("Weights",),

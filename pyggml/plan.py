@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import Error
-from .split import Segment, SplitState
+from .split import Rule, Segment, SplitState
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -337,6 +337,25 @@ class SplitPlan:
         """Fractions of the bytes of split weights that the devices have; zeros where no weight is split."""
         held = [w.split for w in self.weight_bytes()]
         return tuple(h / sum(held) if sum(held) else 0.0 for h in held)
+
+    def split_rules(self) -> tuple[Rule, ...]:
+        """The split of every weight and cache as rules with explicit split states, alike layers in one.
+
+        They bring about the same plan again: llama.cpp's policy as data, to be changed, saved and given back.
+        """
+        import re
+
+        groups: dict[tuple[str, SplitState], list[str]] = {}
+        for leaf in self.leafs:
+            if leaf.kind in ("weight", "fixed") and leaf.split is not None and leaf.name:
+                kind = re.sub(r"(?<=blk\.)\d+|(?<=_l)\d+$", "#", leaf.name)
+                groups.setdefault((kind, leaf.split), []).append(leaf.name)
+        out = []
+        for (kind, state), names in groups.items():
+            numbers = [m[0] for n in names if (m := re.search(r"(?<=blk\.)\d+|(?<=_l)\d+$", n))]
+            pattern = "^" + re.escape(kind).replace(r"\#", f"({'|'.join(numbers)})") + "$"
+            out.append(Rule(pattern, state))
+        return tuple(out)
 
     def missed_shares(self, tolerance: float = 0.005) -> tuple[PlanLeaf, ...]:
         """The split leafs whose shares are not those that were asked for: granularity took some away.

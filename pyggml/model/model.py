@@ -128,7 +128,7 @@ class Model(Handle):
         options.check(len(devices))
         self.path = Path(path)
         self.info: GGUFInfo = check_gguf(path)
-        check_rules(self.info, options, given)
+        check_rules(self.info, options, given, len(devices))
         every = check_arch(self.info, options, given)
         check_cache(self.info, options.context)
         self.devices, self.rules, self.options = devices, given, options

@@ -14,10 +14,10 @@ from .._arguments import whole
 from .._ffi import lib
 from ..device import MAX_META_DEVICES, Device, parse_devices
 from ..dtype import as_dtype
-from ..errors import ArgumentError, DTypeError, UnsupportedError
+from ..errors import ArgumentError, DTypeError, SplitError, UnsupportedError
 from ..gguf_info import GGUFInfo
 from ..meta import MetaDevice
-from ..split import Rule
+from ..split import Rule, TensorInfo, decide
 from .arch_rules import NO_RULES, arch_rules
 
 __all__ = ["FLASH", "ContextOptions", "Devices", "ModelOptions", "Progress", "cache_type", "check_arch", "check_cache", "check_rules", "devices_of", "shares_of"]
@@ -220,11 +220,13 @@ def check_arch(info: GGUFInfo, options: ModelOptions, rules: Sequence[Rule]) -> 
     return (*rules, *own)
 
 
-def check_rules(info: GGUFInfo, options: ModelOptions, rules: Sequence[Rule]) -> None:
+def check_rules(info: GGUFInfo, options: ModelOptions, rules: Sequence[Rule], n_devices: int) -> None:
     """Rules that would have no effect are mistakes: outside of tensor mode, and those that match nothing in the file.
 
     Raises:
         ArgumentError: there are such rules; all of them are named, with names that are similar.
+        SplitError: tensors of the file cannot be split as their rules say; all of them are named, each with the reason
+            and what would be legal. (What only the graph shows is said by the plan.)
     """
     if not rules:
         return
@@ -240,3 +242,20 @@ def check_rules(info: GGUFInfo, options: ModelOptions, rules: Sequence[Rule]) ->
             close = difflib.get_close_matches(r.pattern, {re.sub(r"\d+", "0", name) for name in names}, 3, 0.3)
             said.append(f"{r.pattern!r}" + (f" (similar: {', '.join(close)})" if close else ""))
         raise ArgumentError(f"{info.path}: no tensor and no cache of the model has a name that these rules match: {'; '.join(said)}")
+    _check_fit(info, options, rules, n_devices)
+
+
+def _check_fit(info: GGUFInfo, options: ModelOptions, rules: Sequence[Rule], n_devices: int) -> None:
+    wrong: list[SplitError] = []
+    for t in info.tensors:
+        a, b, c, d = (*t.ne, 1, 1, 1, 1)[:4]
+        try:
+            decide(rules, TensorInfo(t.name, (a, b, c, d), t.dtype.name, t.dtype.block_size), n_devices, options.tensor_split)
+        except SplitError as error:
+            wrong.append(error)
+    if len(wrong) == 1:
+        raise wrong[0]
+    if wrong:
+        lines = "".join(f"\n  {error}" for error in wrong)
+        first = wrong[0]
+        raise SplitError(f"{len(wrong)} tensors of {info.path} cannot be split as the rules say:{lines}", node=first.node, op=first.op, repair=first.repair)

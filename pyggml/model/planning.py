@@ -71,7 +71,7 @@ def plan_model(
     options = replace(options, n_batch=max(options.n_batch, n_tokens))
     info = check_gguf(path, whole=False)
     rules = (*rules, *own)
-    check_rules(info, options, rules)
+    check_rules(info, options, rules, len(devices))
     rules = check_arch(info, options, rules)
     check_cache(info, options.context)
 

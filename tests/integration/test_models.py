@@ -182,7 +182,9 @@ def test_many_devices_evenly(tiny: Make, reference: Any, name: str, n_devices: i
     ("bloom", "FLASH_ATTN_EXT", "ALiBi"),
 ])  # fmt: skip
 @pytest.mark.parametrize("split", SPLITS)
-def test_refused_never_wrong(tiny: Make, reference: Any, name: str, op: str, reason: str, split: str) -> None:
+def test_refused_never_wrong(tiny: Make, reference: Any, name: str, op: str, reason: str, split: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By llama.cpp's own rules; ours make them right (test_arch_rules.py)."""
+    monkeypatch.setattr("pyggml.model.options.arch_rules", lambda info: ())
     tiny_model = tiny(name)
     with split_model(tiny_model, split) as model:
         for refused in (lambda: model.plan(1), lambda: model.plan(17), lambda: model.logits([1, 2, 3])):

@@ -111,3 +111,14 @@ def test_a_cache_that_llama_cpp_has_no_rule_for(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(gg.SplitError) as caught:
         gg.Model(tiny_gguf(tmp_path / "m.gguf", "rwkv7"), "vcpu:2", split_mode="tensor")
     assert caught.value.node == "cache_r_l0" and "cache_r_l0=M" in str(caught.value.repair)
+
+
+def test_all_rules_that_do_not_fit_are_named_at_once(tiny: TinyModel) -> None:
+    rules = [("ffn_up", "S1 1:2:3"), ("attn_q", "S2"), gg.rule("attn_k", "S1", units=5), ("ffn_down", "S0[100] 1:1")]
+    with pytest.raises(gg.SplitError) as caught:
+        gg.Model(tiny, "vcpu:2", split_mode="tensor", rules=rules)
+    said = str(caught.value)
+    for layer in range(tiny.n_layer):
+        for name, words in (("ffn_up", "3 shares for 2 devices"), ("attn_q", "axis 2 has one element"), ("attn_k", "5 equal units"), ("ffn_down", "add up to 100")):
+            (line,) = [x for x in said.splitlines() if f"blk.{layer}.{name}.weight" in x]
+            assert words in line and "legal repair" in line

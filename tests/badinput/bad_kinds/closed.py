@@ -172,6 +172,7 @@ def _models(folder: Path) -> Iterator[Case]:
         "logits of a wrong token": lambda m: m.logits([-1]),
         "context": lambda m: m.context(),
         "default_context": lambda m: m.default_context,
+        "weight_splits": lambda m: m.weight_splits(),
         "vocab": lambda m: m.vocab,
         "tokenize": lambda m: m.tokenize("a"),
         "detokenize": lambda m: m.detokenize([1]),

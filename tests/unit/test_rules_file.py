@@ -1,0 +1,73 @@
+"""Rules as data: out of a plan, into a file, and back."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+import pyggml as gg
+from pyggml.testing import tiny_gguf
+
+RULES = (
+    gg.rule("ffn_(up|gate)", "S1 3:1"),
+    gg.rule(r"^blk\.0\.\"odd\"", "S0", granularity=2, units=12),
+    gg.rule("fused", "S1[256,64x2] 1:2"),
+    gg.rule("exact", gg.SplitState(1, (gg.Segment((192, 64)), gg.Segment((3, 5), 2)))),
+    gg.rule("", "M"),
+)
+KINDS = ["rules.json", *(["rules.toml"] if sys.version_info >= (3, 11) else [])]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_there_and_back(tmp_path: Path, name: str) -> None:
+    gg.save_rules(tmp_path / name, RULES)
+    assert gg.load_rules(tmp_path / name) == RULES
+    assert gg.rules_from_json(gg.rules_to_json(RULES)) == RULES
+
+
+@pytest.mark.parametrize("arch", ["llama", "qwen35", "phi3", "deepseek2"])
+def test_llama_cpps_policy_as_data(tmp_path: Path, arch: str) -> None:
+    """Read, given back, and changed."""
+    model = tiny_gguf(tmp_path / "m.gguf", arch, shares=((3, 1),), n_layer=4 if arch == "llama" else None)
+    options = gg.ModelOptions("tensor", (3.0, 1.0))
+    plan = gg.plan_model(model, "vcpu:2", options=options)
+    rules = plan.split_rules()
+    assert len(rules) < len([leaf for leaf in plan.leafs if leaf.kind in ("weight", "fixed")])
+    gg.save_rules(tmp_path / "policy.json", rules)
+    again = gg.load_rules(tmp_path / "policy.json")
+    # other shares were asked for: the rules decide, so nothing changes
+    same = gg.plan_model(model, "vcpu:2", rules=again, options=gg.ModelOptions("tensor", (1.0, 1.0)))
+    assert same.nodes == plan.nodes and same.allreduces == plan.allreduces and same.memory == plan.memory
+    changed = [gg.rule(r.pattern, "M") if "ffn" in r.pattern else r for r in again]
+    assert len(gg.plan_model(model, "vcpu:2", rules=changed, options=options).allreduces) < len(plan.allreduces)
+
+
+def test_functions_cannot_be_saved() -> None:
+    with pytest.raises(gg.ArgumentError, match="'w' is a function"):
+        gg.rules_to_json([gg.rule("w", lambda t: "M")])
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("", "not JSON"), ("5", "list of rules"), ('{"rule": 5}', "list of rules"), ('{"schema": "x/2"}', "x/2"),
+        ('{"rule": [5]}', "rule 0: found a int"), ('{"rule": [{"pattern": "a"}]}', "'split' is missing"),
+        ('{"rule": [{"pattern": "a", "split": "S9"}]}', "S9"), ('{"rule": [{"pattern": "(", "split": "M"}]}', "regular expression"),
+        ('{"rule": [{"pattern": "a", "split": "M", "shares": 1}]}', "no 'shares'"), ('{"rule": [{"pattern": "a", "split": 3}]}', "split = 3"),
+        ('{"rule": [{"pattern": "a", "split": {"axis": 1}}]}', "no split state"), ('{"rule": [{"pattern": "a", "split": {"axis": 7, "segments": []}}]}', "axes are"),
+        ('{"rule": [{"pattern": "a", "split": "M", "units": "x"}]}', "units = 'x'"), ('{"rule": [{"pattern": "a", "split": "M", "granularity": 0}]}', "at least 1"),
+    ],
+)  # fmt: skip
+def test_damaged_files(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(gg.FileFormatError, match=words):
+        gg.rules_from_json(text)
+    (tmp_path / "r.json").write_text(text)
+    with pytest.raises(gg.FileFormatError, match=r"r\.json"):
+        gg.load_rules(tmp_path / "r.json")
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(gg.ModelNotFoundError):
+        gg.load_rules(tmp_path / "none.json")
