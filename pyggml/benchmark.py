@@ -219,6 +219,8 @@ class _Bench:
         for depth, tests in by_depth.items():
             n_ctx = depth + max(t.n_prompt + t.n_gen for t in tests)
             context = stack.enter_context(model.context(replace(o.context, n_ctx=n_ctx)))
+            if context.decoder_start is not None:
+                raise UnsupportedError(f"{setup.path.name}: encoder-decoder models are not timed: what a prompt costs depends on both parts")
             yield _Station(setup, model, context, depth, tests)
 
     def _one(self, what: str) -> None:

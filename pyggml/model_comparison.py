@@ -150,7 +150,7 @@ def compare_models(
     """Runs a text through two models and compares the logits behind every token.
 
     A text longer than the context of one of them is cut into chunks; each is computed from an empty context (and begins
-    with the token that begins a text, where the model wants that). Both models compute in turns: what is kept of the
+    with the token that begins a text, where the model wants that). Of encoder-decoder models (T5) both parts read it. Both models compute in turns: what is kept of the
     logits does not grow with the text. Their default contexts are empty afterwards.
 
     Args:
@@ -174,6 +174,8 @@ def compare_models(
         for chunk in chunks:
             for context in contexts:
                 context.clear()
+                if context.decoder_start is not None:
+                    context.encode(chunk[: context.options.n_batch])
             step = min(c.options.n_batch for c in contexts)
             for first in range(0, len(chunk), step):
                 part = chunk[first : first + step]

@@ -104,6 +104,9 @@ def _run(model: Model, prompt: str | tuple[int, ...], lora: Iterable[tuple[str, 
     if not tokens:
         raise click.UsageError("the prompt has no tokens, and this model none that begins a text: there is nothing to continue")
     context = model.default_context
+    start = context.decoder_start
+    if start is not None:
+        context.encode(tokens[:1])
     context.feed(tokens[:1])  # warm-up: weights are read from the disk, buffers made
     context.clear()
     reduction = active_reduction(context)
@@ -116,6 +119,9 @@ def _run(model: Model, prompt: str | tuple[int, ...], lora: Iterable[tuple[str, 
         **{name: given[name] for name in ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "repeat_last_n")},
     )
     clock = _Clock(len(tokens), time.perf_counter())
+    if start is not None:  # the encoder reads the text, the decoder answers
+        context.encode(tokens)
+        tokens = [start]
     generated = context.generate(
         tokens, max_tokens=None if given["predict"] < 0 else given["predict"], sampler=options, on_full="shift" if given["context_shift"] else "stop"
     )

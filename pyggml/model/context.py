@@ -76,6 +76,16 @@ class Context(Handle):
         """Tokens that one sequence can have."""
         return self.options.n_ctx // self.options.n_stream
 
+    @property
+    def decoder_start(self) -> int | None:
+        """The token with which an encoder-decoder model (T5) begins its answer, once `encode` has read a text; None for others."""
+        self._check_open()
+        model = self._native.loaded.ptr
+        if not (lib.llama_model_has_encoder(model) and lib.llama_model_has_decoder(model)):
+            return None
+        start = int(lib.llama_model_decoder_start_token(model))
+        return start if start >= 0 else self.vocab.bos or 0
+
     # decoding
 
     def decode(
@@ -93,7 +103,9 @@ class Context(Handle):
         Args:
             tokens: token ids of one sequence, or a `Batch` of several. More than ``n_batch`` are computed in parts.
             seq, pos, logits: see `Batch.add`; a batch has its own.
-            observer: called with (name, op, value as bytes) of every node of the meta graphs; it changes nothing.
+            observer: called with (name, op, value as bytes) of every node of the meta graphs. It changes nothing
+                on virtual CPUs; see `Graph.observed`. The meta device is locked meanwhile: it must not wait for another
+                thread that uses it.
             from_empty: forget all sequences first.
 
         Returns:
@@ -130,6 +142,8 @@ class Context(Handle):
         Raises:
             Like `decode`.
         """
+        self._check_open()
+        self._need_logits()
         self._refuse_simulated("nothing was computed")
         self._feed(tokens if isinstance(tokens, Batch) else Batch().add(tokens, seq))
 

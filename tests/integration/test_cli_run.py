@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 
 import pyggml as gg
+from pyggml.benchmark import BenchSetup, BenchTest, measure
 from pyggml.cli import main
+from pyggml.model import ModelOptions
 from pyggml.model.reduction import active_reduction, cuda_reduction
 from pyggml.testing import TinyModel, tiny_gguf
 from pyggml.testing.gguf_writer import write_gguf
@@ -183,6 +185,23 @@ def test_the_progress_bar_is_on_the_terminal_only(words: TinyModel) -> None:
     os.close(master)
     assert b"loading words.gguf" in err
     assert out.decode() == text_of(continued(words)) + "\n"
+
+
+def test_encoder_decoder_models(run: Run, tmp_path: Path) -> None:
+    t5 = tiny_gguf(tmp_path / "t5.gguf", "t5")
+    with gg.Model(t5, threads=1) as m:
+        m.default_context.encode([5, 6, 7])
+        want = [t.id for t in m.default_context.generate([m.default_context.decoder_start], max_tokens=5, temperature=0)]
+    out, err = run(t5, "--tokens", "5,6,7", "--temp", 0, "-n", 5)
+    assert out.split() == list(map(str, want)) and "prompt: 3 tokens" in err
+    with gg.Model(t5, threads=1) as a, gg.Model(t5, "vcpu:1", threads=1) as b:
+        assert gg.compare_models(a, b, [5, 6, 7]).ok
+    with pytest.raises(gg.UnsupportedError, match="encoder-decoder"):
+        measure([BenchSetup(t5.path, (), ModelOptions())], [BenchTest(4)])
+    for arguments in (["bench", str(t5)], ["compare", str(t5), "-sm", "none", "--against", "CPU", "--nodes"]):
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == 2
 
 
 # --- which all-reduce

@@ -189,6 +189,7 @@ def _models(folder: Path) -> Iterator[Case]:
     on_context: dict[str, Callable[[gg.Context], object]] = {
         "decode": lambda c: c.decode([1, 2]),
         "feed": lambda c: c.feed([1, 2]),
+        "decoder_start": lambda c: c.decoder_start,
         "ptr": lambda c: c.ptr,
         "n_past": lambda c: c.n_past(),
         "clear": lambda c: c.clear(),
