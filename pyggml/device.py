@@ -285,7 +285,7 @@ def rpc(address: str) -> list[Device]:
     """
     if not hasattr(lib, "ggml_backend_rpc_add_server"):
         raise DeviceError("this build has no RPC backend: build with -C cmake.define.PYGGML_RPC=ON")
-    if not re.fullmatch(r"[^\s:]+:\d{1,5}", address) or int(address.rpartition(":")[2]) > 65535:
+    if not isinstance(address, str) or not re.fullmatch(r"[^\s:]+:\d{1,5}", address) or int(address.rpartition(":")[2]) > 65535:
         raise ArgumentError(f"rpc({address!r}): an address is host:port, such as 127.0.0.1:50052")
     reg = non_null(lib.ggml_backend_rpc_add_server(address.encode()), f"the RPC server at {address} does not answer", DeviceError)
     found = [Device(lib.ggml_backend_reg_dev_get(reg, i)) for i in range(lib.ggml_backend_reg_dev_count(reg))]

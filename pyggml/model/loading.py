@@ -57,8 +57,9 @@ class LoadedModel:
         params.use_extra_bufts = False  # repacked weights round differently; a comparison must compare like with like
         params.load_mode = lib.LLAMA_LOAD_MODE_MMAP
         shares = ffi.new("float[]", max(lib.llama_max_devices(), MAX_META_DEVICES))
+        total = sum(options.tensor_split or (1.0,))
         for j, share in enumerate(options.tensor_split or ()):
-            shares[j] = share
+            shares[j] = share if 1e-3 <= total <= 1e6 else share / total  # floats
         if options.tensor_split is not None:
             params.tensor_split = shares
         # also without a user's function: between two calls Python sees Ctrl-C

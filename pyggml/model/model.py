@@ -123,6 +123,10 @@ class Model(Handle):
         probe: bool,
         progress: Progress | None,
     ) -> None:
+        if progress is not None and not callable(progress):
+            raise ArgumentError(f"progress={progress!r}: expected a function of the fraction loaded")
+        if isinstance(path, bytes):
+            raise ArgumentError(f"the path of a model is a str or a Path, got {path!r}; os.fsdecode() makes a str of it")
         devices, own = devices_of(device)
         given = (*(as_rule(r) for r in rules), *own)
         options.check(len(devices))

@@ -139,8 +139,11 @@ class ModelOptions:
                 raise ArgumentError("tensor_split is for split_mode='tensor' or 'layer'; split_mode is 'none', which takes the first device alone")
             if len(shares) != n_devices:
                 raise ArgumentError(f"tensor_split has {len(shares)} shares, there are {n_devices} devices")
-            if not all(np.isfinite(s) and s >= 0 for s in shares) or sum(shares) <= 0:
+            total = sum(shares)
+            if not all(np.isfinite(s) and s >= 0 for s in shares) or not 0 < total < float("inf"):
                 raise ArgumentError(f"tensor_split={list(shares)}: shares are finite, not negative, and not all zero")
+            if any(0 < s < 1e-6 * total for s in shares):
+                raise ArgumentError(f"tensor_split={list(shares)}: a share below a millionth is none in llama.cpp's numbers: give 0")
 
 
 def cache_type(option: str, given: Any) -> str:

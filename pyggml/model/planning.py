@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from .._arguments import whole
 from .._ffi import ffi, lib
 from .._units import binary
 from ..device import Device
@@ -20,7 +21,7 @@ from ..plan import SplitPlan
 from ..split import Decision, Rule
 from .loading import LoadedModel, whole_file
 from .native_context import NativeContext
-from .options import Devices, ModelOptions, check_arch, check_cache, check_rules, devices_of
+from .options import MAX_TOKENS, Devices, ModelOptions, check_arch, check_cache, check_rules, devices_of
 
 __all__ = ["plan_model"]
 
@@ -66,7 +67,7 @@ def plan_model(
             raise UnsupportedError("a plan on the CPU alone has no split to show: give a device, such as 'vcpu:1'")
     options = replace(options, split_mode="tensor")
     options.check(len(devices))
-    if n_tokens < 1 or n_past < 0 or n_past + n_tokens > options.n_ctx:
+    if whole("n_tokens", n_tokens, -MAX_TOKENS, 1 << 62) < 1 or whole("n_past", n_past, -MAX_TOKENS, 1 << 62) < 0 or n_past + n_tokens > options.n_ctx:
         raise ArgumentError(f"n_past={n_past} and n_tokens={n_tokens} do not fit into a context of {options.n_ctx} tokens")
     options = replace(options, n_batch=max(options.n_batch, n_tokens))
     info = check_gguf(path, whole=False)

@@ -163,7 +163,7 @@ def _models(folder: Path) -> Iterator[Case]:
     path = tiny_gguf(folder / "tiny.gguf", **SMALL).path  # type: ignore[arg-type]
     table: dict[str, tuple[Any, ...]] = {
         "split_mode": ("row", "x", "", 5, ["tensor"]),
-        "tensor_split": ((), (1,), (1, 2, 3), (0, 0), (-1, 2), (float("nan"), 1), (float("inf"), 1), "ab", 5, ("a", "b"), (None, 1)),
+        "tensor_split": ((), (1,), (1, 2, 3), (0, 0), (-1, 2), (float("nan"), 1), (float("inf"), 1), "ab", 5, ("a", "b"), (None, 1), (1e308, 1e308), (1e-300, 1)),
         "n_ctx": (0, -1, 2**40, "a", None, 1.5j),
         "n_batch": (0, -1, 2**40, "a", None, 1.5),
         "type_k": ("x", None, 5, "q4_K", "i32", "", "iq2_xxs"),
@@ -182,6 +182,11 @@ def _models(folder: Path) -> Iterator[Case]:
             f"plan of {n_tokens} behind {n_past}", lambda n=n_tokens, p=n_past: plan_model(path, "vcpu:2", n_tokens=n, n_past=p, options=ModelOptions("tensor", n_ctx=64)),
             (str(n_tokens), str(n_past)), (gg.ArgumentError,),
         )  # fmt: skip
+    for wrong in ("1", 1.5, None):
+        yield Case(f"plan of {wrong!r} tokens", lambda n=wrong: plan_model(path, "vcpu:2", n_tokens=n), ("n_tokens",), (gg.ArgumentError,))
+        yield Case(f"rpc({wrong!r})", lambda a=wrong: gg.rpc(a), ("host:port",), (gg.ArgumentError, gg.DeviceError))
+    yield Case("a path of bytes", lambda: gg.Model(b"model.gguf"), ("fsdecode",), (gg.ArgumentError,))  # type: ignore[arg-type]
+    yield Case("progress that is no function", lambda: gg.Model(path, progress=5), ("progress",), (gg.ArgumentError,))  # type: ignore[arg-type]
     for mode, device in (("layer", "vcpu:2"), ("none", "cpu"), ("none", None), ("row", "vcpu:2")):
         yield Case(f"plan in mode {mode} on {device}", lambda m=mode, d=device: plan_model(path, d, options=ModelOptions(m)), (), WRONG)
     for rules in ([("ffn_upp", "M")], [("ffn", "M"), ("nothing", "S1")], [("ffn",)], [5], "ffn", [("ffn_up", "S7")]):
