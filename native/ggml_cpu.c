@@ -47,16 +47,21 @@ static void pgg_forward_fused(const struct ggml_compute_params * params, struct 
 #define ggml_get_f32_nd pgg_upstream_get_f32_nd
 #define ggml_set_f32_nd pgg_upstream_set_f32_nd
 
-struct ggml_tensor * ggml_set_i32(struct ggml_tensor * t, int32_t value);
-struct ggml_tensor * ggml_set_f32(struct ggml_tensor * t, float value);
-int32_t ggml_get_i32_1d(const struct ggml_tensor * t, int i);
-void    ggml_set_i32_1d(const struct ggml_tensor * t, int i, int32_t value);
-float   ggml_get_f32_1d(const struct ggml_tensor * t, int i);
-void    ggml_set_f32_1d(const struct ggml_tensor * t, int i, float value);
-int32_t ggml_get_i32_nd(const struct ggml_tensor * t, int i0, int i1, int i2, int i3);
-void    ggml_set_i32_nd(const struct ggml_tensor * t, int i0, int i1, int i2, int i3, int32_t value);
-float   ggml_get_f32_nd(const struct ggml_tensor * t, int i0, int i1, int i2, int i3);
-void    ggml_set_f32_nd(const struct ggml_tensor * t, int i0, int i1, int i2, int i3, float value);
+#if defined(__GNUC__)
+#define PGG_HIDDEN __attribute__((visibility("hidden")))
+#else
+#define PGG_HIDDEN
+#endif
+PGG_HIDDEN struct ggml_tensor * ggml_set_i32(struct ggml_tensor * t, int32_t value);
+PGG_HIDDEN struct ggml_tensor * ggml_set_f32(struct ggml_tensor * t, float value);
+PGG_HIDDEN int32_t ggml_get_i32_1d(const struct ggml_tensor * t, int i);
+PGG_HIDDEN void    ggml_set_i32_1d(const struct ggml_tensor * t, int i, int32_t value);
+PGG_HIDDEN float   ggml_get_f32_1d(const struct ggml_tensor * t, int i);
+PGG_HIDDEN void    ggml_set_f32_1d(const struct ggml_tensor * t, int i, float value);
+PGG_HIDDEN int32_t ggml_get_i32_nd(const struct ggml_tensor * t, int i0, int i1, int i2, int i3);
+PGG_HIDDEN void    ggml_set_i32_nd(const struct ggml_tensor * t, int i0, int i1, int i2, int i3, int32_t value);
+PGG_HIDDEN float   ggml_get_f32_nd(const struct ggml_tensor * t, int i0, int i1, int i2, int i3);
+PGG_HIDDEN void    ggml_set_f32_nd(const struct ggml_tensor * t, int i0, int i1, int i2, int i3, float value);
 
 #include "ggml-cpu.c"
 

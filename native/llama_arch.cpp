@@ -3,6 +3,9 @@
 #include "llama-arch.h"
 #include "pyggml.h"
 
+#if defined(__GNUC__)
+__attribute__((visibility("hidden")))
+#endif
 bool pgg_upstream_supports_sm_tensor(const llm_arch & arch);
 
 static thread_local bool any_arch = false;
