@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import DEVICES_HELP, MODES, ListOf, RuleType, Shares
+from .options import DEVICES_HELP, MODES, ListOf, ModelCommand, RuleType, Shares
 from .terminal import stderr
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class _Svg(click.Path):
         return super().convert(value, param, ctx)
 
 
-@click.command()
+@click.command(cls=ModelCommand)
 @click.argument("models", metavar="MODEL...", nargs=-1, type=click.Path(dir_okay=False))
 @click.option("-dev", "--device", "devices", multiple=True, default=("vcpu:2",), show_default=True, metavar="DEVICES", help=DEVICES_HELP + " Several times: each in turn.")
 @click.option("-sm", "--split-mode", type=ListOf(MODES), default=None, help="Split modes, such as none,layer,tensor. Default: all three over several devices, else none.")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import RuleType, Shares, model_options, options_of, prompt_options, prompt_text
+from .options import ModelCommand, RuleType, Shares, model_options, options_of, prompt_options, prompt_text
 from .terminal import open_model, progress, stdout
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Setup:
         return opened
 
 
-@click.command()
+@click.command(cls=ModelCommand)
 @click.argument("model", type=_FILE)
 @model_options
 @prompt_options

@@ -35,11 +35,11 @@ def demo(ctx: click.Context, /, device: str, tensor_split: tuple[float, ...] | N
     devices = parse_devices(device)
     shares = (1,) * len(devices)
     if tensor_split:
-        if any(s != int(s) for s in tensor_split):
-            raise click.BadParameter("the demo makes a model that fits the shares exactly: whole numbers, such as 3,1", ctx, param_hint="-ts")
+        if any(not 0 <= s <= 64 or s != int(s) for s in tensor_split) or not any(tensor_split):
+            raise click.BadParameter("the demo makes a model that fits the shares exactly: whole numbers up to 64, such as 3,1", ctx, param_hint="-ts")
         shares = tuple(int(s) for s in tensor_split)
     with tempfile.TemporaryDirectory(prefix="pyggml-demo-") as folder:
-        model = tiny_gguf(Path(folder) / f"tiny-{arch}.gguf", arch, moe=moe, n_layer=4, seed=seed, shares=(shares,))
+        model = tiny_gguf(Path(folder) / f"tiny-{arch}.gguf", arch, moe=moe or None, n_layer=4, seed=seed, shares=(shares,))
         click.echo(f"{model.path.name}: {arch}, {model.n_layer} layers, {model.n_head} heads ({model.n_head_kv} KV), n_ff {model.n_ff}, {model.n_bytes / 2**20:.1f} MiB")
         options = ModelOptions("tensor", tensor_split, n_ctx=512, type_k="f32", type_v="f32", attn_f32=True)
         plan_model(model.path, devices, n_tokens=n_tokens, options=options).render(stdout())

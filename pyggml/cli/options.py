@@ -35,18 +35,54 @@ class Shares(_ParamType):
             self.fail(f"{value!r}: shares are numbers separated by commas, such as 3,1", param, ctx)
 
 
-class RuleType(_ParamType):
-    name = "PATTERN=SPLIT"
+class ModelCommand(click.Command):
+    """Takes llama.cpp's ``-m FILE`` for its argument, and ``-ngl`` where it says what is done anyway: all layers."""
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Rule:
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        out, given = [], iter(args)
+        for word in given:
+            name, equals, value = word.partition("=")
+            if name in ("-m", "--model"):
+                out.append(value if equals else next(given, ""))
+            elif name in ("-ngl", "--gpu-layers", "--n-gpu-layers"):
+                layers = value if equals else next(given, "")
+                if layers not in ("all", "auto") and not (layers.isdigit() and int(layers) >= 99):
+                    raise click.BadParameter(f"{layers!r}: all layers are on the devices (99, all); -sm none -dev cpu leaves them on the CPU", ctx, param_hint="-ngl")
+            else:
+                out.append(word)
+        return super().parse_args(ctx, out)
+
+
+class FlashType(_ParamType):
+    """llama.cpp's words for flash attention."""
+
+    name = "on|off|auto"
+    words = {"on": "on", "off": "off", "auto": "auto", "1": "on", "0": "off", "-1": "auto", "true": "on", "false": "off", "enabled": "on", "disabled": "off"}  # noqa: RUF012
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if str(value).lower() not in self.words:
+            self.fail(f"{value!r}: on, off or auto", param, ctx)
+        return self.words[str(value).lower()]
+
+
+class RuleType(_ParamType):
+    name = "PATTERN=SPLIT|@FILE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Rule, ...]:
         from ..errors import ArgumentError
         from ..split import rule
 
+        if isinstance(value, tuple):
+            return value
+        if str(value).startswith("@"):
+            from ..rules_file import load_rules
+
+            return load_rules(str(value)[1:])
         pattern, equals, split = str(value).rpartition("=")
         if not equals:
             self.fail(f"{value!r}: a rule is PATTERN=SPLIT, such as 'ffn_up=S1 3:1'", param, ctx)
         try:
-            return rule(pattern, split)
+            return (rule(pattern, split),)
         except ArgumentError as error:
             self.fail(str(error), param, ctx)
 
@@ -122,10 +158,10 @@ def loading_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("-b", "--batch-size", type=click.IntRange(1), default=512, show_default=True, help="Tokens decoded at once."),
         click.option("-ctk", "--cache-type-k", default="f16", show_default=True, help="Format of the K cache."),
         click.option("-ctv", "--cache-type-v", default="f16", show_default=True, help="Format of the V cache."),
-        click.option("-fa", "--flash-attn", type=click.Choice(["on", "off", "auto"]), default="auto", show_default=True, help="Flash attention; tensor mode needs it."),
+        click.option("-fa", "--flash-attn", type=FlashType(), default="auto", show_default=True, help="Flash attention; tensor mode needs it."),
         click.option("-t", "--threads", type=click.IntRange(1, 512), default=None, help="Threads of the CPU device. Default: all cores."),
-        click.option("--rule", "rules", type=RuleType(), multiple=True,
-                     help="A split of your own for weights whose name matches, in front of llama.cpp's rules, KV caches included: --rule 'ffn=M', or --rule 'ffn_(up|gate)=S1 3:1' --rule 'ffn_down=S0 3:1', or --rule attn=M --rule cache=M."),
+        click.option("--rule", "rules", type=RuleType(), multiple=True, callback=lambda ctx, param, value: tuple(r for part in value for r in part),
+                     help="A split of your own for weights whose name matches, in front of llama.cpp's rules, KV caches included: --rule 'ffn=M', or --rule 'ffn_(up|gate)=S1 3:1' --rule 'ffn_down=S0 3:1', or --rule attn=M --rule cache=M; --rule @FILE: those of a JSON or TOML file."),
     ]  # fmt: skip
     return _with(options, command)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .._units import counted
-from .options import DEVICES_HELP, MODES, loading_options, options_of, prompt_options, prompt_text
+from .options import DEVICES_HELP, MODES, ModelCommand, loading_options, options_of, prompt_options, prompt_text
 from .terminal import open_model
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def _sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-@click.command()
+@click.command(cls=ModelCommand)
 @click.argument("model", type=click.Path(dir_okay=False))
 @prompt_options
 @_sampling_options

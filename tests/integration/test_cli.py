@@ -12,6 +12,7 @@ import click
 import pytest
 
 from pyggml.cli import cli, main
+from pyggml.testing import tiny_gguf
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = [
@@ -58,3 +59,38 @@ def test_errors_are_one_message(capsys: pytest.CaptureFixture[str]) -> None:
             main(arguments)
         assert ended.value.code == 2
         assert re.match(r"pyggml: \w+Error: ", capsys.readouterr().err)
+
+
+# --- llama.cpp's command lines
+
+
+def pyggml(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "pyggml", *arguments], capture_output=True, text=True, timeout=120)
+
+
+def test_words_of_llama_cpps_command_lines(tmp_path: Path) -> None:
+    model = str(tiny_gguf(tmp_path / "m.gguf", shares=((3, 1),)).path)
+    common = ["-dev", "vcpu:2", "-sm", "tensor", "-ts", "3,1", "-c", "256"]
+    plain = pyggml("plan", model, *common, "--json", "-")
+    for words in (["-m", model, "-ngl", "99", "-fa", "1"], [f"--model={model}", "-ngl", "all", "-fa", "on"], [model, "--gpu-layers=999", "-fa", "enabled"]):
+        assert pyggml("plan", *words, *common, "--json", "-").stdout == plain.stdout
+    for words, said in ((["-ngl", "3"], "all layers"), (["-fa", "perhaps"], "on, off or auto"), (["-fa", "0"], "flash attention")):
+        refused = pyggml("plan", model, *common, *words)
+        assert refused.returncode == 2 and said in refused.stderr
+
+
+def test_rules_out_of_a_plan_and_back(tmp_path: Path) -> None:
+    model = str(tiny_gguf(tmp_path / "m.gguf", shares=((3, 1),)).path)
+    rules = tmp_path / "rules.json"
+    first = pyggml("plan", model, "-dev", "vcpu:2", "-ts", "3,1", "--save-rules", str(rules), "--detail", "layers")
+    assert first.returncode == 0 and rules.exists()
+    again = pyggml("plan", model, "-dev", "vcpu:2", "--rule", f"@{rules}", "--detail", "layers")
+    assert again.stdout == first.stdout
+    missing = pyggml("plan", model, "--rule", "@nothing.json")
+    assert missing.returncode == 2 and "nothing.json" in missing.stderr
+
+
+@pytest.mark.parametrize("shares", ["inf,1", "nan,1", "1e18,1", "0,0", "-1,2", "1.5,1"])
+def test_shares_that_the_demo_cannot_make(shares: str) -> None:
+    refused = pyggml("demo", f"-ts={shares}")
+    assert refused.returncode == 2 and "whole numbers" in refused.stderr and "Traceback" not in refused.stderr
