@@ -47,6 +47,10 @@ EXPECTED = {
     "22_expert_rows": REFUSED.format("MUL_MAT_ID"),
     "23_rope_axis_2": REFUSED.format("ROPE"),
     "24_no_memory": r"^meta device: NULL$",
+    "25_view_of_head": RIGHT,
+    "26_no_sources": RIGHT,
+    "27_view_of_host": RIGHT,
+    "28_no_memory_for_sums": r"has no memory for the other devices' summands: \d+ bytes",
 }  # fmt: skip
 
 
