@@ -215,8 +215,7 @@ def test_views_of_what_the_host_computed(shares: str, kind: str) -> None:
     scheduled(shares, kind, at_sums=False)
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="what is the host's is left out after the sums were looked for, not before")
-@pytest.mark.parametrize("shares", [s for s in SHARES if s != "1:0"])  # there the first device has the sum by itself
+@pytest.mark.parametrize("shares", SHARES)
 @pytest.mark.parametrize("kind", ["reshape", "view", "transpose"])
 def test_views_of_the_host_behind_sums(shares: str, kind: str) -> None:
     """Directly behind a sum, which is delayed over a product and read; and behind one that ends its graph but for the view."""
