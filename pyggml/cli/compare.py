@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import ModelCommand, RuleType, Shares, model_options, options_of, prompt_options, prompt_text
+from .options import ModelCommand, RuleType, Shares, all_rules, model_options, options_of, prompt_options, prompt_text
 from .terminal import open_model, progress, stdout
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Setup:
 @click.option("--against-model", type=_FILE, default=None, help="Another file for the reference, such as one that is not quantized.")
 @click.option("--against-split-mode", type=_MODES, default=None, help="Split mode of the reference. Default: none on one device, tensor on several.")
 @click.option("--against-tensor-split", type=Shares(), default=None, help="Shares of the reference's devices.")
-@click.option("--against-rule", "against_rules", type=RuleType(), multiple=True, help="Rules of the reference, as --rule.")
+@click.option("--against-rule", "against_rules", type=RuleType(), multiple=True, callback=all_rules, help="Rules of the reference, as --rule.")
 @click.option("--attn-f32", is_flag=True, help="Keep an F32 cache in F32 for flash attention, where llama.cpp rounds it to F16.")
 @click.option("--tolerance", type=click.FloatRange(0), default=None, help="Largest NMSE. Default: by the coarsest format that takes part, 1e-9 for F32 (with -ctk f32 -ctv f32 --attn-f32), 1e-5 F16, 2e-4 BF16, 5e-3 quantized.")
 @click.option("--nodes", is_flag=True, help="Compare every node of the graph, too, and show where the first that differs comes from.")

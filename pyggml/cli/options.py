@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from ..model import ModelOptions
     from ..split import Rule
 
-__all__ = ["DEVICES_HELP", "MODES", "ListOf", "RuleType", "Shares", "TokenIds", "loading_options", "model_options", "options_of", "prompt_options", "prompt_text"]
+__all__ = ["DEVICES_HELP", "MODES", "ListOf", "RuleType", "Shares", "TokenIds", "all_rules", "loading_options", "model_options", "options_of", "prompt_options", "prompt_text"]
 
 DEVICES_HELP = "Devices, separated by commas: vcpu:2 (virtual CPUs), sim:2@24GiB (simulated), CUDA0,CUDA1, Vulkan, rpc:HOST:PORT."
 MODES = click.Choice(["none", "layer", "row", "tensor"])
@@ -87,6 +87,11 @@ class RuleType(_ParamType):
             self.fail(str(error), param, ctx)
 
 
+def all_rules(ctx: click.Context, param: click.Parameter, value: tuple[tuple[Rule, ...], ...]) -> tuple[Rule, ...]:
+    """Those of all uses of an option of `RuleType`."""
+    return tuple(one for part in value for one in part)
+
+
 class ListOf(_ParamType):
     """Several values of another type, separated by commas."""
 
@@ -160,7 +165,7 @@ def loading_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("-ctv", "--cache-type-v", default="f16", show_default=True, help="Format of the V cache."),
         click.option("-fa", "--flash-attn", type=FlashType(), default="auto", show_default=True, help="Flash attention; tensor mode needs it."),
         click.option("-t", "--threads", type=click.IntRange(1, 512), default=None, help="Threads of the CPU device. Default: all cores."),
-        click.option("--rule", "rules", type=RuleType(), multiple=True, callback=lambda ctx, param, value: tuple(r for part in value for r in part),
+        click.option("--rule", "rules", type=RuleType(), multiple=True, callback=all_rules,
                      help="A split of your own for weights whose name matches, in front of llama.cpp's rules, KV caches included: --rule 'ffn=M', or --rule 'ffn_(up|gate)=S1 3:1' --rule 'ffn_down=S0 3:1', or --rule attn=M --rule cache=M; --rule @FILE: those of a JSON or TOML file."),
     ]  # fmt: skip
     return _with(options, command)
