@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import DEVICES_HELP, MODES, ListOf, ModelCommand, RuleType, Shares
+from .options import DEVICES_HELP, MODES, ListOf, ModelCommand, RuleType, Shares, all_rules
 from .terminal import stderr
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class _Svg(click.Path):
 @click.option("-ctv", "--cache-type-v", type=ListOf(click.STRING), default="f16", show_default=True, help="Formats of the V cache.")
 @click.option("-fa", "--flash-attn", type=ListOf(click.Choice(["on", "off", "auto"])), default="auto", show_default=True, help="Flash attention; tensor mode needs it.")
 @click.option("-t", "--threads", type=ListOf(click.IntRange(1, 512)), default=None, help="Threads of the CPU device. Default: all cores.")
-@click.option("--rule", "rules", type=RuleType(), multiple=True, help="Splits of your own, for tensor mode, as in pyggml plan.")
+@click.option("--rule", "rules", type=RuleType(), multiple=True, callback=all_rules, help="Splits of your own, for tensor mode, as in pyggml plan.")
 @click.option("-r", "--repetitions", type=click.IntRange(1), default=5, show_default=True, help="Times each test is done.")
 @click.option("--no-warmup", is_flag=True, help="Do not do each test once before.")
 @click.option("-o", "--output", type=click.Choice(["md", "csv", "json", "jsonl"]), default="md", show_default=True, help="Format of the output.")
