@@ -9,21 +9,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from .errors import FileFormatError
-from .plan import (
-    SCHEMA,
-    AllReduce,
-    PlanLeaf,
-    PlannedMemory,
-    PlanNode,
-    Runs,
-    Shape,
-    Slice,
-    SplitPlan,
-    Subgraph,
-    parse_state,
-)
-from .split import Segment, SplitState
+from ..errors import FileFormatError
+from ..split import Segment, SplitState
+from .plan import SCHEMA, SplitPlan
+from .values import AllReduce, PlanLeaf, PlannedMemory, PlanNode, Runs, Shape, Slice, Subgraph, parse_state
 
 # enum ggml_backend_buffer_usage; -1: no buffer
 _KINDS = {0: "fixed", 1: "weight", 2: "input", -1: "unallocated"}

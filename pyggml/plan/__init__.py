@@ -1,0 +1,34 @@
+"""The plan of a run as a value: what it consists of (`values`), the whole (`plan`), and its JSON (`json`)."""
+
+from .plan import SCHEMA, Detail, PlanKeyError, SplitPlan
+from .values import (
+    VIEW_OPS,
+    AllReduce,
+    PlanLeaf,
+    PlannedMemory,
+    PlanNode,
+    Runs,
+    Shape,
+    Slice,
+    Subgraph,
+    WeightBytes,
+    parse_state,
+)
+
+__all__ = [
+    "SCHEMA",
+    "VIEW_OPS",
+    "AllReduce",
+    "Detail",
+    "PlanKeyError",
+    "PlanLeaf",
+    "PlanNode",
+    "PlannedMemory",
+    "Runs",
+    "Shape",
+    "Slice",
+    "SplitPlan",
+    "Subgraph",
+    "WeightBytes",
+    "parse_state",
+]
