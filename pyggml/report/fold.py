@@ -1,26 +1,19 @@
 """The layers of a plan, and which of them are the same.
 
-Layers are known by the names that llama.cpp gives: ``blk.7.attn_q.weight``, ``ffn_out-7``, ``Kcur-7 (view)``,
-``cache_k_l7``. Two layers are the same when their nodes agree, one by one, after the layer's number is taken out of
-the names: operations, types, shapes, splits, what each device has, and the all-reduces.
+Two layers are the same when their nodes agree, one by one, after the layer's number is taken out of the names:
+operations, types, shapes, splits, what each device has, and the all-reduces.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Hashable
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import pairwise
 
 from ..plan import AllReduce, PlanLeaf, PlanNode, SplitPlan
+from ..plan.layers import layer_of, layers_of
 
 __all__ = ["Stretch", "layer_of", "leafs_first_read", "stretches"]
-
-_LAYER = re.compile(r"(?<![^\W_])(blk\.)(\d+)(?=\.)|(-)(\d+)(?=$|\)| \()|(_l)(\d+)(?=$|[ ._)])")
-# names that ggml gives where the builder gave none; what follows in brackets says how a view was made
-_AUTO = re.compile(r"(?:(?:node|leaf)_\d+)?(?: \([a-z ]+\))*")
-_NUMBERED = re.compile(r"(?<![^\W_])(node|leaf)_\d+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,52 +25,6 @@ class Stretch:
     stop: int
     layers: tuple[int, ...]
     """All layers that it stands for, itself included."""
-
-
-@lru_cache(maxsize=65536)
-def layer_of(name: str) -> tuple[int | None, str]:
-    """The layer's number in a name, and the name without it."""
-    layer: int | None = None
-
-    def taken_out(match: re.Match[str]) -> str:
-        nonlocal layer
-        mark, number = next((match[k], int(match[k + 1])) for k in (1, 3, 5) if match[k])
-        layer = number if layer is None else layer
-        # "new_state-3 (copy of l_out-2)": the other number counts from the first
-        return f"{mark}#{number - layer or ''}"
-
-    bare = _LAYER.sub(taken_out, name)
-    return layer, _NUMBERED.sub(r"\1_#", bare)
-
-
-def _is_auto(name: str) -> bool:
-    return _AUTO.fullmatch(name) is not None
-
-
-def _layers(plan: SplitPlan) -> list[int | None]:
-    found: list[int | None] = [layer_of(x.name)[0] for x in plan.nodes]
-    leaf_layers = [layer_of(x.name)[0] for x in plan.leafs]
-    n = len(plan.nodes)
-    _surround(found)
-    # a node without a name of its own belongs where its sources belong
-    for i, x in enumerate(plan.nodes):
-        if found[i] is None and _is_auto(x.name):
-            sources = [found[s] if s < n else leaf_layers[s - n] for s in x.sources]
-            found[i] = max((s for s in sources if s is not None), default=None)
-    _surround(found)
-    return found
-
-
-def _surround(found: list[int | None]) -> None:
-    """A node of no layer, between nodes of one, belongs to it."""
-    i = 0
-    while i < len(found):
-        k = i
-        while k < len(found) and found[k] is None:
-            k += 1
-        if 0 < i < k < len(found) and found[i - 1] == found[k]:
-            found[i:k] = [found[k]] * (k - i)
-        i = k + 1
 
 
 def leafs_first_read(plan: SplitPlan) -> dict[int | None, list[PlanLeaf]]:
@@ -113,7 +60,7 @@ def stretches(plan: SplitPlan, *, fold: bool = True, leafs: bool = False) -> lis
         fold: layers that are the same are kept once; else all are returned.
         leafs: layers with different weights, caches or inputs are not the same either.
     """
-    layers = _layers(plan)
+    layers = layers_of(plan)
     cuts = [i for i in range(len(layers)) if i == 0 or layers[i] != layers[i - 1]] + [len(layers)]
     pieces = [Stretch(layers[a], a, b, (k,) if (k := layers[a]) is not None else ()) for a, b in pairwise(cuts)]
     if not fold:
