@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from .._units import binary, counted, percent, ranges
 from ..plan import Detail, SplitPlan
+from .content import PENDING_NOTE, split_counts
 from .fold import layer_of
-from .plan_rows import PENDING_NOTE, Row, columns, has_pending, rows, split_counts
+from .plan_rows import Row, columns, has_pending, rows
 
 __all__ = ["across", "grid", "summary", "table"]
 
