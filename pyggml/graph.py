@@ -27,6 +27,7 @@ from .meta import (
     Target,
     check_device_open,
     check_target,
+    communicator_of,
     on_device,
     refuse_simulated,
     target_devices,
@@ -484,7 +485,8 @@ class Graph(Handle):
                 for weights in copy._weights.values():
                     weights.close()
             asked = {name: d.asked_shares for name, d in meta.decisions.items() if d.asked_shares}
-            return SplitPlan.from_captures(captured, asked=asked)
+            communicator = communicator_of(target_devices(self.device))
+            return SplitPlan.from_captures(captured, asked=asked, rules=meta.rules, decisions=meta.decisions, communicator=communicator)
         finally:
             meta.close()
             for device in mine:

@@ -13,7 +13,7 @@ from ._handle import Borrowed, Handle
 from .device import MAX_META_DEVICES, Device, parse_devices, twin
 from .dtype import DTYPES_BY_ID
 from .errors import ArgumentError, ClosedError, UnsupportedError
-from .split import MIRRORED, Decision, Rule, decide, rule, tensor_info, write_state
+from .split import MIRRORED, Decision, Rule, decide_or_refuse, rule, tensor_info, write_state
 
 __all__ = ["MetaDevice", "Target"]
 
@@ -105,6 +105,12 @@ def twins(devices: Sequence[Device]) -> list[Device]:
     return [d if d.is_simulated else twin(d, comm=comm) for d in devices]
 
 
+def communicator_of(devices: Sequence[Device]) -> str:
+    """The backend whose communicator sums over these devices, as far as it is known here; nothing where it is not."""
+    backends = {d.backend for d in devices}
+    return backends.pop() if len(backends) == 1 and "SIM" not in backends else ""
+
+
 def check_target(what: str, target: Any) -> Target:
     """The target, which must be a device.
 
@@ -147,7 +153,7 @@ def _policy_of(rules: tuple[Rule, ...], n_devices: int, decisions: dict[str, Dec
     # refers to what it needs, not to the MetaDevice, which must be free to be collected
     def policy(tensor: Any, state: Any) -> bool:
         info = tensor_info(tensor, DTYPES_BY_ID[tensor.type])
-        decision = decide(rules, info, n_devices) or Decision(info, None, "M", MIRRORED)
+        decision = decide_or_refuse(rules, info, n_devices) or Decision(info, None, "M", MIRRORED)
         decisions[info.name] = decision
         write_state(decision.state, state, n_devices)
         return True

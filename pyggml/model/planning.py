@@ -16,7 +16,7 @@ from ..device import Device
 from ..errors import ArgumentError, OutOfMemoryError, UnsupportedError
 from ..gguf_check import check_gguf
 from ..gguf_info import GGUFInfo
-from ..meta import twins
+from ..meta import communicator_of, twins
 from ..plan import SplitPlan
 from ..split import Decision, Rule
 from .loading import LoadedModel, whole_file
@@ -73,11 +73,12 @@ def plan_model(
     info = check_gguf(path, whole=False)
     rules = (*rules, *own)
     check_rules(info, options, rules, len(devices))
+    n_yours = len(rules)
     rules = check_arch(info, options, rules)
     check_cache(info, options.context)
 
     def planned() -> SplitPlan:
-        return _plan(info, devices, rules, options, n_tokens, n_past, all_logits)
+        return _plan(info, devices, rules, n_yours, options, n_tokens, n_past, all_logits)
 
     try:
         return planned()
@@ -88,7 +89,14 @@ def plan_model(
 
 
 def _plan(
-    info: GGUFInfo, devices: Sequence[Device], rules: Sequence[Rule], options: ModelOptions, n_tokens: int, n_past: int, all_logits: bool
+    info: GGUFInfo,
+    devices: Sequence[Device],
+    rules: Sequence[Rule],
+    n_yours: int,
+    options: ModelOptions,
+    n_tokens: int,
+    n_past: int,
+    all_logits: bool,
 ) -> SplitPlan:
     stand_ins = twins(devices)
     with contextlib.ExitStack() as stack:
@@ -112,7 +120,16 @@ def _plan(
         lib.pgg_free(text)
         host = {"compute_nodes": _host_nodes(), "buffer_bytes": int(lib.pgg_plan_host_bytes())}
         asked = _asked_shares(info, options, len(stand_ins), loaded.decisions)
-    return SplitPlan.from_captures(captured, host=host, asked=asked)
+    return SplitPlan.from_captures(
+        captured,
+        host=host,
+        asked=asked,
+        rules=rules,
+        n_yours=n_yours,
+        decisions=loaded.decisions,
+        otherwise="policy",
+        communicator=communicator_of(devices),
+    )
 
 
 @contextlib.contextmanager

@@ -6,13 +6,28 @@ import contextlib
 import gc
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import FileFormatError
-from ..split import Segment, SplitState
-from .plan import SCHEMA, SplitPlan
-from .values import AllReduce, PlanLeaf, PlannedMemory, PlanNode, Runs, Shape, Slice, Subgraph, parse_state
+from ..split import Decision, Rule, Segment, SplitState
+from .plan import OLD_SCHEMA, SCHEMA, SplitPlan
+from .values import (
+    AllReduce,
+    Cause,
+    PlanLeaf,
+    PlannedMemory,
+    PlanNode,
+    PlanRule,
+    ReduceStep,
+    Runs,
+    Shape,
+    Slice,
+    Subgraph,
+    butterfly_steps,
+    parse_state,
+    shared_memory_steps,
+)
 
 # enum ggml_backend_buffer_usage; -1: no buffer
 _KINDS = {0: "fixed", 1: "weight", 2: "input", -1: "unallocated"}
@@ -50,12 +65,83 @@ def _loaded(text: Mapping[str, Any] | str | bytes, what: str) -> Mapping[str, An
     return text
 
 
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """What is known about who decided."""
+
+    rules: Sequence[Rule]
+    n_yours: int
+    decisions: Mapping[str, Decision] | None
+    otherwise: str
+
+    def plan_rules(self) -> tuple[PlanRule, ...]:
+        """The rules as the plan has them."""
+        out = []
+        for i, one in enumerate(self.rules):
+            yours = i < self.n_yours
+            split = "a function" if callable(one.split) else str(one.split)
+            number = i + 1 if yours else i - self.n_yours + 1
+            out.append(PlanRule(i, "yours" if yours else "architecture", number, one.pattern, split, one.granularity, one.units))
+        return tuple(out)
+
+    def of(self, name: str, op: str, kind: str) -> Cause | None:
+        """What decided about a leaf."""
+        if self.decisions is None:
+            return None
+        if kind == "unallocated":
+            return Cause("host")
+        if op != "NONE":
+            return Cause("computed")
+        if kind == "input":
+            return Cause("input")
+        found = self.decisions.get(name)
+        if found is not None and found.rule is not None:
+            return Cause("rule", found.rule, found.asked)
+        return Cause(self.otherwise)
+
+
+# Views of what has no name are called " (reshaped)".
+def _label(name: str, source: PlanNode | PlanLeaf | None) -> str:
+    if name and not name.startswith(" ("):
+        return name
+    if source is None or not source.label:
+        return name.strip()
+    if source.name and name.startswith(source.name):
+        return source.label + name[len(source.name) :]
+    return source.label + name[max(name.rfind(" ("), 0) :]
+
+
 # What slices and splits have in common over a graph's nodes is kept once: a large model repeats few of them.
 class _Cache:
     def __init__(self, n_devices: int) -> None:
         self.n_devices = n_devices
         self.slices: dict[Any, tuple[Slice, ...]] = {}
         self.states: dict[Any, SplitState | None] = {}
+        self.steps: dict[Any, tuple[ReduceStep, ...] | None] = {}
+
+    def steps_of(
+        self, algorithm: str, communicator: str, x: PlanNode, size: int, computes: tuple[bool, ...]
+    ) -> tuple[ReduceStep, ...] | None:
+        """What the devices do for the sum of a node; None where that is the secret of a communicator."""
+        n_elements = x.ne[0] * x.ne[1] * x.ne[2] * x.ne[3]
+        key = algorithm, communicator, x.type, n_elements, size, computes
+        if key not in self.steps:
+            ours = algorithm == "communicator" and communicator == "VCPU"
+            if algorithm == "butterfly" or (ours and x.type not in ("f32", "f16", "bf16")):  # virtual CPUs leave others to ggml
+                self.steps[key] = butterfly_steps(self.n_devices, size, computes)
+            else:
+                self.steps[key] = shared_memory_steps(self.n_devices, n_elements, size, computes) if ours else None
+        return self.steps[key]
+
+    def steps_read(self, steps: Sequence[Sequence[Any]]) -> tuple[ReduceStep, ...]:
+        """From a plan's JSON."""
+        key = tuple(map(tuple, steps))
+        found = self.steps.get(key)
+        if found is None:
+            if not all(0 <= s[3] < self.n_devices and (s[2] is None or 0 <= s[2] < self.n_devices) for s in key):
+                raise ValueError(f"a step names a device that is not among the {self.n_devices}")
+            found = self.steps[key] = tuple(ReduceStep(*s) for s in key)
+        return found
 
     def slices_of(self, items: Iterable[tuple[int, int, int, int, int, int, int, int, int, bool]]) -> tuple[Slice, ...]:
         """From ne, nb, bytes and compute of each, in a row."""
@@ -98,8 +184,11 @@ def _capture_slices(t: Mapping[str, Any], cache: _Cache) -> tuple[Slice, ...]:
     return cache.slices_of([(*s["ne"], *s["nb"], s["bytes"], s["compute"]) for s in t.get("slices", ())])
 
 
-def _capture_leaf(t: Mapping[str, Any], index: int, cache: _Cache, asked: Mapping[str, Sequence[float]]) -> PlanLeaf:
+def _capture_leaf(
+    t: Mapping[str, Any], index: int, cache: _Cache, asked: Mapping[str, Sequence[float]], known: Provenance
+) -> PlanLeaf:
     state = cache.state_of(t["split"])
+    kind = _KINDS.get(t["usage"], "unallocated")
     shares = asked.get(t["name"])
     return PlanLeaf(
         index,
@@ -109,11 +198,13 @@ def _capture_leaf(t: Mapping[str, Any], index: int, cache: _Cache, asked: Mappin
         _shape(t["ne"]),
         t["bytes"],
         t["flags"],
-        _KINDS.get(t["usage"], "unallocated"),
+        kind,
         state,
         _capture_slices(t, cache),
         _runs(t.get("runs")),
         None if shares is None else tuple(float(s) for s in shares),
+        known.of(t["name"], t["op"], kind),
+        t["name"].strip() or f"leaf {index}",
     )
 
 
@@ -122,6 +213,8 @@ def from_captures(
     captures: Mapping[str, Any] | str | bytes,
     host: Mapping[str, Any] | None,
     asked: Mapping[str, Sequence[float]] | None,
+    known: Provenance,
+    communicator: str,
 ) -> SplitPlan:
     what = "capture of a plan"
     captures = _loaded(captures, what)
@@ -150,7 +243,7 @@ def from_captures(
             where = ""
             for i, t in enumerate(g["leafs"]):
                 at_item = number, "leafs", i
-                leaf = _capture_leaf(t, len(leafs), cache, asked or {})
+                leaf = _capture_leaf(t, len(leafs), cache, asked or {}, known)
                 made = earlier.get((leaf.name, leaf.op, leaf.type, leaf.ne))
                 if made is not None:
                     targets.append(made)
@@ -165,6 +258,11 @@ def from_captures(
             pending = _pending(g)
             for i, t in enumerate(g["nodes"]):
                 at_item = number, "nodes", i
+                sources = tuple(first + s if s < n else targets[s - n] for s in t["src"] if s >= 0)
+                label = t["name"]
+                if not label or label.startswith(" ("):
+                    of = sources[0] if sources else None
+                    label = _label(label, None if of is None else nodes[of] if of < n_nodes else leafs[of - n_nodes]) or f"node {first + i}"
                 nodes.append(
                     PlanNode(
                         first + i,
@@ -177,19 +275,20 @@ def from_captures(
                         cache.state_of(t["split"]),
                         cache.state_of(t.get("synced")),
                         _capture_slices(t, cache),
-                        tuple(first + s if s < n else targets[s - n] for s in t["src"] if s >= 0),
+                        sources,
                         first_sub + t["subgraph"],
                         i in pending,
                         _runs(t.get("runs")),
+                        label,
                     )
                 )
             where = f"graphs[{number}].subgraphs"
             subgraphs += [Subgraph(first + start, first + stop, number) for start, stop in g["subgraphs"]]
             for i, r in enumerate(g["allreduces"]):
                 where = f"graphs[{number}].allreduces[{i}]"
-                allreduces.append(_capture_allreduce(r, g["algorithm"], nodes, first))
+                allreduces.append(_capture_allreduce(r, g["algorithm"], communicator, nodes, first, cache))
         where = "buffers"
-        memory = _memory(graphs, devices)
+        memory = _memory(graphs, devices, leafs)
     except _DAMAGE as error:
         raise _damaged(what, where or "graphs[{}].{}[{}]".format(*at_item), error) from None
     return SplitPlan(
@@ -200,6 +299,7 @@ def from_captures(
         tuple(allreduces),
         memory,
         None if host is None else dict(host),
+        known.plan_rules(),
     )
 
 
@@ -218,27 +318,54 @@ def _pending(g: Mapping[str, Any]) -> set[int]:
     return found
 
 
-def _capture_allreduce(r: Mapping[str, Any], algorithm: str, nodes: list[PlanNode], first: int) -> AllReduce:
-    after = first + r["after"]
+def _capture_allreduce(
+    r: Mapping[str, Any], algorithm: str, communicator: str, nodes: list[PlanNode], first: int, cache: _Cache
+) -> AllReduce:
     partial = tuple(first + i for i in r["partial"])
     sums = set(partial)
     origins = tuple(i for i in partial if sums.isdisjoint(nodes[i].sources))
-    delayed = bool(partial) and partial != (after,)
-    names = tuple(nodes[i].name for i in origins) if delayed else ()
+    x = nodes[first + r["after"]]
+    delayed = bool(partial) and partial != (x.index,)
+    computes = tuple(map(bool, r["computes"]))
     return AllReduce(
-        after,
-        nodes[after].name,
+        x.index,
+        x.name,
         partial,
         origins,
-        names,
-        r["bytes"],
-        tuple(map(bool, r["computes"])),
+        tuple(nodes[i].name for i in origins) if delayed else (),
+        int(r["bytes"]),
+        computes,
         algorithm,
-        nodes[after].subgraph,
+        x.subgraph,
+        x.type,
+        x.ne,
+        _reasons(nodes, partial, origins, x.index) if delayed else (),
+        communicator if algorithm == "communicator" else "",
+        cache.steps_of(algorithm, communicator, x, int(r["bytes"]), computes),
     )
 
 
-def _memory(graphs: Sequence[Mapping[str, Any]], devices: tuple[str, ...]) -> tuple[PlannedMemory, ...]:
+def _reasons(nodes: Sequence[PlanNode], partial: tuple[int, ...], origins: tuple[int, ...], after: int) -> tuple[str, ...]:
+    """Why ggml delayed an all-reduce: what is computed from the partial sums before it. (It looks for just these.)"""
+    waiting = set(partial)
+    found = dict.fromkeys("add_id" for i in partial if nodes[i].op == "ADD_ID")
+    for i in range(min(partial) + 1, after + 1):
+        x = nodes[i]
+        if waiting.isdisjoint(x.sources):
+            continue
+        waiting.add(i)
+        if x.op == "MUL":
+            found["mul"] = None
+        elif x.op == "ADD_ID":
+            found["add_id"] = None
+        elif x.op == "VIEW":
+            found["experts"] = None
+    if len(origins) > 1:
+        found["merged"] = None
+    return tuple(found)
+
+
+def _memory(graphs: Sequence[Mapping[str, Any]], devices: tuple[str, ...], leafs: Sequence[PlanLeaf]) -> tuple[PlannedMemory, ...]:
     # Every graph lists all buffers of the meta device that existed then; the last one has seen the most. Reduction
     # buffers belong to the backend that computed and only grow.
     rows = []
@@ -253,8 +380,14 @@ def _memory(graphs: Sequence[Mapping[str, Any]], devices: tuple[str, ...]) -> tu
             else:
                 compute += size
         reduction = max(int(g["reduce_bytes"][j]) if g["reduce_bytes"] else 0 for g in graphs)
-        rows.append(PlannedMemory(name, weights, fixed, compute, reduction))
+        rows.append(PlannedMemory(name, weights, fixed, compute, reduction, _mirrored(leafs, j)))
     return tuple(rows)
+
+
+def _mirrored(leafs: Sequence[PlanLeaf], j: int) -> int:
+    # a view of a weight takes nothing
+    whole = (x for x in leafs if x.kind == "weight" and x.op == "NONE" and x.split is not None and not isinstance(x.split.axis, int))
+    return sum(x.slices[j].bytes for x in whole)
 
 
 #
@@ -307,7 +440,40 @@ def _leaf_dict(x: PlanLeaf) -> dict[str, Any]:
         out["runs"] = x.runs
     if x.asked is not None:
         out["asked"] = x.asked
+    if x.cause is not None:
+        cause: dict[str, Any] = {"kind": x.cause.kind}
+        out["cause"] = cause
+        if x.cause.rule is not None:
+            cause["rule"] = x.cause.rule
+        if x.cause.asked is not None:
+            cause["asked"] = x.cause.asked
     return out
+
+
+def _rule_dict(x: PlanRule) -> dict[str, Any]:
+    out: dict[str, Any] = {"origin": x.origin, "number": x.number, "pattern": x.pattern, "split": x.split}
+    if x.granularity != 1:
+        out["granularity"] = x.granularity
+    if x.units is not None:
+        out["units"] = x.units
+    return out
+
+
+def _allreduce_dict(x: AllReduce) -> dict[str, Any]:
+    return {
+        "after": x.after,
+        "partial": x.partial,
+        "origins": x.origins,
+        "delayed": x.delayed,
+        "reasons": x.reasons,
+        "type": x.type,
+        "ne": x.ne,
+        "bytes": x.bytes,
+        "computes": x.computes,
+        "algorithm": x.algorithm,
+        "communicator": x.communicator,
+        "steps": None if x.steps is None else [[s.round, s.kind, s.source, s.target, s.bytes] for s in x.steps],
+    }
 
 
 def to_dict(plan: SplitPlan) -> dict[str, Any]:
@@ -317,60 +483,50 @@ def to_dict(plan: SplitPlan) -> dict[str, Any]:
         "nodes": [_node_dict(x) for x in plan.nodes],
         "leafs": [_leaf_dict(x) for x in plan.leafs],
         "subgraphs": [[s.start, s.stop, s.graph] for s in plan.subgraphs],
-        "allreduces": [
-            {
-                "after": r.after,
-                "partial": r.partial,
-                "origins": r.origins,
-                "delayed": r.delayed,
-                "bytes": r.bytes,
-                "computes": r.computes,
-                "algorithm": r.algorithm,
-            }
-            for r in plan.allreduces
-        ],
+        "allreduces": [_allreduce_dict(r) for r in plan.allreduces],
         "memory": [
-            {"name": m.name, "weights": m.weights, "fixed": m.fixed, "compute": m.compute, "reduction": m.reduction}
+            {
+                "name": m.name,
+                "weights": m.weights,
+                "mirrored": m.mirrored,
+                "fixed": m.fixed,
+                "compute": m.compute,
+                "reduction": m.reduction,
+            }
             for m in plan.memory
         ],
+        "rules": [_rule_dict(r) for r in plan.rules],
         "host": plan.host,
     }
+
+
+def _leaf_cause(t: Mapping[str, Any], n_rules: int) -> Cause | None:
+    found = t.get("cause")
+    if found is None:
+        return None
+    cause = Cause(found["kind"], found.get("rule"), found.get("asked"))
+    if cause.rule is not None and not 0 <= cause.rule < n_rules:
+        raise ValueError(f"rule {cause.rule}: there are {n_rules}")
+    return cause
 
 
 @_not_collecting()
 def from_json(text: str | bytes) -> SplitPlan:
     what = "plan"
     d = _loaded(text, what)
-    if d.get("schema") != SCHEMA:
-        raise FileFormatError(f"{what}: found the schema {d.get('schema')!r}, expected {SCHEMA!r}")
+    old = d.get("schema") == OLD_SCHEMA
+    if not old and d.get("schema") != SCHEMA:
+        raise FileFormatError(f"{what}: found the schema {d.get('schema')!r}, expected {SCHEMA!r} or {OLD_SCHEMA!r}")
     where = "devices"
     try:
         devices = tuple(str(x) for x in d["devices"])
         cache = _Cache(len(devices))
-        n_tensors = len(d["nodes"]) + len(d["leafs"])
-        nodes = []
-        for i, t in enumerate(d["nodes"]):
-            where = f"nodes[{i}]"
-            sources = tuple(t["src"])
-            if not all(0 <= s < n_tensors for s in sources):
-                raise ValueError(f"sources {list(sources)}: there are {n_tensors} nodes and leafs")
-            node = PlanNode(
-                i,
-                t["name"],
-                t["op"],
-                t["type"],
-                _shape(t["ne"]),
-                t["bytes"],
-                t["flags"],
-                parse_state(t["split"]),
-                parse_state(t["synced"]),
-                cache.slices_of([(*ne, *nb, s, c) for ne, nb, s, c in t["slices"]]),
-                sources,
-                t["subgraph"],
-                bool(t.get("pending", False)),
-                _runs(t.get("runs")),
-            )
-            nodes.append(node)
+        n_nodes, n_tensors = len(d["nodes"]), len(d["nodes"]) + len(d["leafs"])
+        where = "rules"
+        rules = tuple(
+            PlanRule(i, r["origin"], r["number"], r["pattern"], r["split"], r.get("granularity", 1), r.get("units"))
+            for i, r in enumerate(() if old else d["rules"])
+        )
         leafs = []
         for i, t in enumerate(d["leafs"]):
             where = f"leafs[{i}]"
@@ -387,34 +543,88 @@ def from_json(text: str | bytes) -> SplitPlan:
                 cache.slices_of([(*ne, *nb, s, c) for ne, nb, s, c in t["slices"]]),
                 _runs(t.get("runs")),
                 tuple(t["asked"]) if "asked" in t else None,
+                _leaf_cause(t, len(rules)),
+                t["name"].strip() or f"leaf {i}",
             )
             leafs.append(leaf)
+        nodes: list[PlanNode] = []
+        for i, t in enumerate(d["nodes"]):
+            where = f"nodes[{i}]"
+            sources = tuple(t["src"])
+            if not all(0 <= s < n_tensors for s in sources):
+                raise ValueError(f"sources {list(sources)}: there are {n_tensors} nodes and leafs")
+            label = t["name"]
+            if not label or label.startswith(" ("):
+                of = sources[0] if sources else i
+                source = leafs[of - n_nodes] if of >= n_nodes else nodes[of] if of < i else None
+                label = _label(label, source) or f"node {i}"
+            node = PlanNode(
+                i,
+                t["name"],
+                t["op"],
+                t["type"],
+                _shape(t["ne"]),
+                t["bytes"],
+                t["flags"],
+                parse_state(t["split"]),
+                parse_state(t["synced"]),
+                cache.slices_of([(*ne, *nb, s, c) for ne, nb, s, c in t["slices"]]),
+                sources,
+                t["subgraph"],
+                bool(t.get("pending", False)),
+                _runs(t.get("runs")),
+                label,
+            )
+            nodes.append(node)
         where = "subgraphs"
         subgraphs = tuple(Subgraph(int(a), int(b), int(g)) for a, b, g in d["subgraphs"])
         allreduces = []
         for i, r in enumerate(d["allreduces"]):
             where = f"allreduces[{i}]"
-            origins = tuple(r["origins"])
-            names = tuple(nodes[k].name for k in origins) if r["delayed"] else ()
-            after = nodes[r["after"]]
-            allreduces.append(
-                AllReduce(
-                    after.index,
-                    after.name,
-                    tuple(r["partial"]),
-                    origins,
-                    names,
-                    r["bytes"],
-                    tuple(map(bool, r["computes"])),
-                    r["algorithm"],
-                    after.subgraph,
-                )
-            )
+            allreduces.append(_read_allreduce(r, nodes, cache, old))
         where = "memory"
         memory = tuple(
-            PlannedMemory(m["name"], m["weights"], m["fixed"], m["compute"], m["reduction"]) for m in d["memory"]
+            PlannedMemory(
+                m["name"],
+                m["weights"],
+                m["fixed"],
+                m["compute"],
+                m["reduction"],
+                _mirrored(leafs, j) if old else m["mirrored"],
+            )
+            for j, m in enumerate(d["memory"])
         )
+        where = "host"
         host = d["host"]
     except _DAMAGE as error:
         raise _damaged(what, where, error) from None
-    return SplitPlan(devices, tuple(nodes), tuple(leafs), subgraphs, tuple(allreduces), memory, host)
+    return SplitPlan(devices, tuple(nodes), tuple(leafs), subgraphs, tuple(allreduces), memory, host, rules)
+
+
+def _read_allreduce(r: Mapping[str, Any], nodes: list[PlanNode], cache: _Cache, old: bool) -> AllReduce:
+    partial, origins = tuple(r["partial"]), tuple(r["origins"])
+    x = nodes[r["after"]]
+    computes = tuple(map(bool, r["computes"]))
+    if old:  # what version 1 did not say; who the communicator is, it does not know
+        steps = cache.steps_of(r["algorithm"], "", x, int(r["bytes"]), computes)
+        reasons = _reasons(nodes, partial, origins, x.index) if r["delayed"] else ()
+    else:
+        found = r["steps"]
+        steps = None if found is None else cache.steps_read(found)
+        reasons = tuple(r["reasons"])
+    return AllReduce(
+        x.index,
+        x.name,
+        partial,
+        origins,
+        tuple(nodes[k].name for k in origins) if r["delayed"] else (),
+        r["bytes"],
+        computes,
+        r["algorithm"],
+        x.subgraph,
+        x.type if old else r["type"],
+        x.ne if old else _shape(r["ne"]),
+        reasons,
+        "" if old else r["communicator"],
+        steps,
+    )

@@ -9,19 +9,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import Error
-from ..split import Rule, SplitState
-from .values import AllReduce, PlanLeaf, PlannedMemory, PlanNode, Subgraph, WeightBytes
+from ..split import Decision, Rule, SplitState
+from .values import AllReduce, PlanLeaf, PlannedMemory, PlanNode, PlanRule, Subgraph, WeightBytes
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from .diff import PlanDiff
+
 __all__ = ["SCHEMA", "Detail", "PlanKeyError", "SplitPlan"]
 
-SCHEMA = "pyggml.plan/1"
+SCHEMA = "pyggml.plan/2"
+OLD_SCHEMA = "pyggml.plan/1"
+"""Read, too: without rules and causes, and without the steps of communicators."""
 
 Detail = Literal["layers", "nodes", "all"]
 
@@ -45,6 +49,8 @@ class SplitPlan:
     memory: tuple[PlannedMemory, ...]
     host: Mapping[str, Any] | None = field(default=None, hash=False)
     """What runs on the host besides, as far as known; numbers and words by name."""
+    rules: tuple[PlanRule, ...] = ()
+    """The rules that the plan was made with, in the order in which they were asked."""
     _names: dict[str, PlanNode | PlanLeaf] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     # making
@@ -56,6 +62,11 @@ class SplitPlan:
         *,
         host: Mapping[str, Any] | None = None,
         asked: Mapping[str, Sequence[float]] | None = None,
+        rules: Sequence[Rule] = (),
+        n_yours: int | None = None,
+        decisions: Mapping[str, Decision] | None = None,
+        otherwise: str = "default",
+        communicator: str = "",
     ) -> SplitPlan:
         """From what ``pgg_meta_capture_take`` returns for one run: its JSON text, or that text parsed.
 
@@ -63,13 +74,19 @@ class SplitPlan:
             captures: ``{"graphs": [...]}``. Several graphs are put behind each other, in the order in which they ran.
             host: what the host does besides, kept as it is.
             asked: shares that were asked for, by the name of a weight.
+            rules: the rules, in the order in which they were asked.
+            n_yours: how many of them, from the first, are the user's; the rest are the architecture's. None: all.
+            decisions: what rules decided, by the name of a tensor. None: not known, and no leaf says what decided it.
+            otherwise: what decides where no rule does: ``default`` (mirrored) or ``policy`` (llama.cpp's).
+            communicator: the backend whose communicator sums, such as ``VCPU``, if that is known.
 
         Raises:
             FileFormatError: it is not such a capture; the message says where.
         """
-        from .json import from_captures
+        from .json import Provenance, from_captures
 
-        return from_captures(captures, host, asked)
+        known = Provenance(rules, len(rules) if n_yours is None else n_yours, decisions, otherwise)
+        return from_captures(captures, host, asked, known, communicator)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> SplitPlan:
@@ -83,7 +100,7 @@ class SplitPlan:
         return from_json(text)
 
     def to_json(self, *, indent: int | None = None) -> str:
-        """The plan as JSON, schema ``pyggml.plan/1`` (docs/plan-capture.md)."""
+        """The plan as JSON, schema ``pyggml.plan/2`` (docs/plan-capture.md)."""
         from .json import to_dict
 
         separators = (",", ":") if indent is None else None
@@ -132,6 +149,22 @@ class SplitPlan:
         """What a node is computed from."""
         n = len(self.nodes)
         return tuple(self.nodes[i] if i < n else self.leafs[i - n] for i in node.sources)
+
+    def provenance(self, leaf: PlanLeaf) -> str:
+        """What decided the split of a weight, a cache or an input, in words; empty where that is not known."""
+        cause = leaf.cause
+        if cause is None:
+            return ""
+        if cause.rule is not None:
+            one = self.rules[cause.rule]
+            return f"{one.title} ('{one.pattern}': {cause.asked or one.split})"
+        return {
+            "policy": "llama.cpp's own policy",
+            "default": "no rule matched: mirrored",
+            "input": "an input of the graph, which is whole on every device",
+            "computed": "computed before this graph",
+            "host": "on no device of the meta device",
+        }.get(cause.kind, cause.kind)
 
     @property
     def allreduce_bytes(self) -> int:
@@ -197,6 +230,24 @@ class SplitPlan:
     def with_host(self, host: Mapping[str, Any] | None) -> SplitPlan:
         """The same plan with another note of what the host does."""
         return replace(self, host=host)
+
+    def diff(self, other: SplitPlan) -> PlanDiff:
+        """What differs in `other`, this plan being the one before: splits, all-reduces, bytes, memory.
+
+        ``print(plan.diff(other))`` tells it, the same change in several layers once; it is false where the plans are equal.
+        """
+        from .diff import plan_diff
+
+        return plan_diff(self, other)
+
+    def __eq__(self, other: object) -> bool:
+        # not the dataclass's: pytest would look into that one's fields, line by line, when plans differ
+        if not isinstance(other, SplitPlan):
+            return NotImplemented
+        return self is other or all(getattr(self, f.name) == getattr(other, f.name) for f in fields(self) if f.compare)
+
+    def __repr__(self) -> str:
+        return f"<SplitPlan: {', '.join(self.devices)}, {len(self.nodes)} nodes, {len(self.allreduces)} all-reduces>"
 
     # showing
 
