@@ -51,6 +51,7 @@ EXPECTED = {
     "26_no_sources": RIGHT,
     "27_view_of_host": RIGHT,
     "28_no_memory_for_sums": r"has no memory for the other devices' summands: \d+ bytes",
+    "29_delay_takes_nodes": RIGHT,
 }  # fmt: skip
 
 
