@@ -8,7 +8,7 @@ from .content import PENDING_NOTE, split_counts
 from .fold import layer_of
 from .plan_rows import Row, columns, has_pending, rows
 
-__all__ = ["across", "grid", "summary", "table"]
+__all__ = ["across", "grid", "host_words", "missed_words", "summary", "table"]
 
 
 def grid(heads: tuple[str, ...], lines: list[tuple[str, ...]], right: frozenset[int] = frozenset()) -> list[str]:
@@ -72,12 +72,17 @@ def summary(plan: SplitPlan) -> str:
     out += grid(heads, lines, frozenset(range(1, 8)))
     out += _missed(plan)
     if plan.host:
-        out.append("host: " + ", ".join(_host(k, v) for k, v in plan.host.items()))
+        out.append("host: " + host_words(plan))
     return "\n".join(out)
 
 
-def _missed(plan: SplitPlan) -> list[str]:
-    """What was asked for and not achieved, by kind of tensor and layer."""
+def host_words(plan: SplitPlan) -> str:
+    """What runs on the host besides; nothing where that is not known."""
+    return ", ".join(_host(k, v) for k, v in (plan.host or {}).items())
+
+
+def _missed_rows(plan: SplitPlan) -> list[tuple[tuple[int, ...], str, str, list[str]]]:
+    """What was asked for and not achieved: layers, asked, achieved, kinds of tensors."""
     layers: dict[tuple[str, str, str], list[int]] = {}
     for leaf in plan.missed_shares():
         layer, name = layer_of(leaf.name)
@@ -87,12 +92,22 @@ def _missed(plan: SplitPlan) -> list[str]:
     names: dict[tuple[tuple[int, ...], str, str], list[str]] = {}
     for (name, asked, achieved), of in layers.items():
         names.setdefault((tuple(of), asked, achieved), []).append(name)
-    if not names:
-        return []
+    return [(*key, alike) for key, alike in names.items()]
+
+
+def missed_words(plan: SplitPlan) -> list[tuple[str, str]]:
+    """Kinds of tensors, and what was asked for and achieved."""
+    return [
+        (", ".join(alike), f"{f'(layers {ranges(layers)}) ' if layers else ''}asked {asked}, got {achieved}")
+        for layers, asked, achieved, alike in _missed_rows(plan)
+    ]
+
+
+def _missed(plan: SplitPlan) -> list[str]:
     lines: list[tuple[str, ...]] = []
-    for (numbers, asked, achieved), alike in names.items():
+    for numbers, asked, achieved, alike in _missed_rows(plan):
         lines += [(name, ranges(numbers) if k == 0 else "", asked if k == 0 else "", achieved if k == 0 else "") for k, name in enumerate(alike)]
-    return ["", *grid(("not split as asked for: granularity", "layers N", "asked", "achieved"), lines), ""]
+    return ["", *grid(("not split as asked for: granularity", "layers N", "asked", "achieved"), lines), ""] if lines else []
 
 
 def _host(key: str, value: object) -> str:

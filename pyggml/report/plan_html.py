@@ -1,0 +1,188 @@
+"""A plan as a page: one file that needs no network, and the shorter form for notebooks."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+from collections.abc import Callable, Hashable, Iterable
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from .._about import __version__
+from .._units import binary, percent, ranges
+from ..plan import PlanNode, SplitPlan
+from .content import MEMORY, Content, MemoryOf, Piece, split_counts
+from .plan_text import host_words, missed_words
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+__all__ = ["to_html", "write_html"]
+
+_FOLDER = Path(__file__).parent / "templates"
+# from so many nodes on a page begins with a line for each layer
+_LARGE = 400
+T = TypeVar("T", bound=Hashable)
+
+
+class _Pool:
+    """Things by number, each kept once: a large model repeats few of them."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[Hashable, int] = {}
+
+    def __call__(self, thing: Hashable) -> int:
+        return self._numbers.setdefault(thing, len(self._numbers))
+
+    def all(self) -> list[Any]:
+        return list(self._numbers)
+
+
+@lru_cache(maxsize=1)
+def _environment() -> Environment:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    return Environment(loader=FileSystemLoader(_FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
+
+
+def _script_json(data: object) -> str:
+    """JSON that cannot end the script element it stands in, nor begin another one or a comment."""
+    text = json.dumps(data, separators=(",", ":"), ensure_ascii=False)
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+def to_html(plan: SplitPlan, title: str | None = None, trace: object = None) -> str:
+    """See `SplitPlan.to_html`."""
+    from markupsafe import Markup
+
+    content = Content(plan)
+    script = (_FOLDER / "plan.js").read_text("utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    environment = _environment()
+    largest = max((m.total for m in content.memory), default=0)
+    page = environment.get_template("plan.html.j2").render(
+        title=title or default_title(plan),
+        version=__version__,
+        headline=content.headline,
+        memory=[_memory(m, j, largest) for j, m in enumerate(content.memory)],
+        memory_words=MEMORY,
+        missed=missed_words(plan),
+        host=host_words(plan),
+        # none of these three has a word of the plan that is not escaped: CSS and script are ours, the data is JSON
+        css=Markup(environment.get_template("plan.css").render()),
+        data=Markup(_script_json(_data(content, trace))),
+        script=Markup(script),
+        script_hash=Markup(f"'sha256-{digest}'"),
+    )
+    return page
+
+
+def default_title(plan: SplitPlan) -> str:
+    """Of a plan that was given none."""
+    return f"Split plan over {', '.join(plan.devices) if len(plan.devices) <= 4 else f'{len(plan.devices)} devices'}"
+
+
+def write_html(page: str, path: str | os.PathLike[str]) -> None:
+    """Writes the page as UTF-8, whatever the system's encoding is."""
+    Path(path).write_text(page, encoding="utf-8", errors="backslashreplace")
+
+
+def _memory(m: MemoryOf, device: int, largest: int) -> dict[str, Any]:
+    words = dict(MEMORY)
+    parts = [
+        {"key": key, "size": binary(n), "width": f"{100 * n / largest:.3f}", "text": f"{key} {binary(n)}: {words[key]}"}
+        for (key, _), n in zip(MEMORY, m.parts, strict=True)
+        if n
+    ]
+    return {
+        "device": device % 16,
+        "name": m.name,
+        "total": binary(m.total),
+        "share": percent(m.share) if m.share else "",
+        "parts": parts,
+        "words": f"{m.name}: {binary(m.total)}; " + ", ".join(f"{p['key']} {p['size']}" for p in parts),
+    }
+
+
+def _data(content: Content, trace: object) -> dict[str, Any]:
+    plan = content.plan
+    strings, held, bands, slices = _Pool(), _Pool(), _Pool(), _Pool()
+    strings("")
+    items = content.items
+
+    def words(of: Callable[[Any], str]) -> list[int]:
+        return [strings(of(x)) for x in items]
+
+    nodes = [x.tensor for x in items if isinstance(x.tensor, PlanNode)]
+    n = len(nodes)
+    columns: dict[str, Any] = {
+        "name": words(lambda x: x.name),
+        "what": words(lambda x: x.what),
+        "op": words(lambda x: x.op),
+        "type": words(lambda x: x.tensor.type),
+        "ne": words(lambda x: x.ne),
+        "split": words(lambda x: x.split),
+        "look": [x.look for x in items],
+        "axis": [int(a) if (s := x.tensor.split) is not None and isinstance(a := s.axis, int) else -1 for x in items],
+        "marks": words(lambda x: ", ".join(x.marks)),
+        "held": [held(tuple(map(strings, x.held))) for x in items],
+        "bytes": [x.tensor.bytes for x in items],
+        "layer": [-1 if x.layer is None else x.layer for x in items],
+        "bands": [bands(content.bands(x)) for x in items],
+        "slices": [slices(tuple((strings("x".join(map(str, s.ne))), s.bytes, int(s.compute)) for s in x.tensor.slices)) for x in items],
+        "meaning": words(content.meaning),
+        "note": words(content.asked),
+        "sub": [x.subgraph for x in nodes],
+        "src": [x.sources for x in nodes],
+    }
+    groups = _Pool()
+    groups(())
+    pieces = []
+    for p in content.pieces:
+        # a layer may be in several pieces: it counts as the layer of its nodes
+        columns["layer"][p.start : p.stop] = [-1 if p.layer is None else p.layer] * (p.stop - p.start)
+        title, words_of_it = content.piece_title(() if p.layer is None else (p.layer,), p.start, p.stop), _piece_words(content, p)
+        pieces.append([-1 if p.layer is None else p.layer, p.start, p.stop, groups(p.alike), groups(p.alike_with_leafs), strings(title), strings(words_of_it)])
+    reduces = {
+        after: {
+            "bytes": r.of.bytes,
+            "origins": r.of.origins,
+            "computes": list(map(int, r.of.computes)),
+            "text": strings(r.text),
+            "facts": [[strings(k), strings(v)] for k, v in r.facts],
+        }
+        for after, r in content.reduces.items()
+    }
+    return {
+        "n": n,
+        "devices": plan.devices,
+        "detail": "layers" if n > _LARGE and len(content.pieces) > 1 else "nodes",
+        "cols": columns,
+        "pieces": pieces,
+        "groups": groups.all(),
+        "titles": [f"layers {ranges(layers)}" for layers in groups.all()],
+        "reduces": reduces,
+        "first": [x.number for x in content.first_read.get(None, ())],
+        "reads": {at: [x.number for x in leafs] for at, leafs in content.first_read.items() if at is not None},
+        "subs": [[s.start, s.stop, s.graph] for s in plan.subgraphs],
+        "why": _why(content, strings),
+        "times": None,
+        "held": held.all(),
+        "bands": bands.all(),
+        "slices": slices.all(),
+        "strings": strings.all(),
+    }
+
+
+def _piece_words(content: Content, p: Piece) -> str:
+    inside = content.reduces_in(p.start, p.stop)
+    payload = sum(r.of.bytes for r in inside)
+    sums = f" · {len(inside)} all-reduce{'s' if len(inside) > 1 else ''}, {binary(payload)}" if inside else ""
+    return f"{p.stop - p.start} nodes · {split_counts(content.plan.nodes[p.start : p.stop])}{sums}"
+
+
+def _why(content: Content, strings: Callable[[str], int]) -> list[list[int]] | None:
+    return None
