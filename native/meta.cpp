@@ -155,7 +155,7 @@ static void remember(const ggml_tensor * t, bool from_rule) {
         try {
             placed = pgg::place(t, state, partial, slices_of(t), placements_of_sources());
         } catch (const pgg::refusal & r) {
-            throw pgg::error(PGG_ERROR_SPLIT, pgg::split_message(t, r.reason, r.repair));
+            throw pgg::split_error(t, r.reason, r.repair);
         }
     }
     x.entries[t] = { hash_of(t), x.record->epoch, placed, false, false };
@@ -335,6 +335,138 @@ static void mend_view_offset(ggml_tensor * t) {
     }
 }
 
+//
+// collecting: all that is wrong at once, where nothing is computed
+//
+
+static bool is_assumed(const device_record * record, const ggml_tensor * t) { return t && record->assumed.count(t) > 0; }
+
+static bool from_assumed(const device_record * record, const ggml_tensor * t) {
+    bool any = is_assumed(record, t->view_src);
+    for (int i = 0; i < GGML_MAX_SRC; i++) {
+        any = any || (t->src[i] != t && is_assumed(record, t->src[i]));
+    }
+    return any;
+}
+
+static bool is_product(const ggml_tensor * t) { return t->op == GGML_OP_MUL_MAT || t->op == GGML_OP_MUL_MAT_ID; }
+
+// The weights and caches that decided the split of t: those behind its split sources, or for what is whole the nearest ones.
+static std::vector<std::string> roots_of(const ggml_tensor * t) {
+    static constexpr size_t MOST = 8, FAR = 200;
+    std::vector<std::string> out;
+    std::vector<const ggml_tensor *> queue{ t };
+    std::unordered_set<const ggml_tensor *> seen{ t };
+    auto is_split = [](const ggml_tensor * s) {
+        const placement_ptr p = pgg::placement_of(s);
+        return p && p->split();
+    };
+    for (size_t at = 0; at < queue.size() && out.size() < MOST && seen.size() < FAR; at++) {
+        const ggml_tensor * s    = queue[at];
+        const ggml_tensor * root = s->view_src ? s->view_src : s;
+        if (is_meta(root) && is_static(root)) {
+            if (std::find(out.begin(), out.end(), root->name) == out.end()) {
+                out.push_back(root->name);
+            }
+            continue;
+        }
+        bool any_split = false;
+        for (int i = 0; i < GGML_MAX_SRC; i++) {
+            any_split = any_split || (s->src[i] && s->src[i] != s && is_split(s->src[i]));
+        }
+        const bool weight_first = is_product(s) && is_meta(s->src[0]) && is_static(s->src[0]->view_src ? s->src[0]->view_src : s->src[0]);
+        for (int i = 0; i < (weight_first ? 1 : GGML_MAX_SRC); i++) {
+            const ggml_tensor * from = s->src[i];
+            if (from && from != s && (!any_split || weight_first || is_split(from)) && seen.insert(from).second) {
+                queue.push_back(from);
+            }
+        }
+    }
+    return out;
+}
+
+static void note_violation(device_record * record, const ggml_tensor * t, const char * kind, const std::string & reason, const std::string & repair) {
+    if (!record->noted.insert(std::string(kind) + '\0' + t->name + '\0' + ggml_op_desc(t) + '\0' + reason).second) {
+        return;
+    }
+    std::vector<std::vector<std::string>> roots(GGML_MAX_SRC);
+    for (int i = 0; i < GGML_MAX_SRC; i++) {
+        if (is_meta(t->src[i]) && t->src[i] != t) {
+            roots[i] = roots_of(t->src[i]);
+        }
+    }
+    record->violations += (record->violations.empty() ? "" : ",\n") + pgg::violation_json(t, kind, reason, repair, roots);
+}
+
+// What is whole because a source was only assumed to be whole would be otherwise if that source were. A product with a
+// weight is as the weight is, and beside another term that is whole a sum is whole.
+static void note_assumed(const ggml_tensor * t) {
+    device_record * record = extra_of(t).record;
+    const int axis = ggml_backend_meta_get_split_state(t, true).axis;
+    if (!from_assumed(record, t) || (axis >= 0 && axis < GGML_MAX_DIMS)) {
+        return;
+    }
+    if (is_product(t) && !is_assumed(record, t->src[0])) {
+        return;
+    }
+    if (t->op == GGML_OP_ADD || t->op == GGML_OP_SUB || t->op == GGML_OP_MUL) {
+        for (int i = 0; i < 2; i++) {
+            if (t->src[i] && !is_assumed(record, t->src[i]) && ggml_are_same_shape(t, t->src[i])) {
+                return;
+            }
+        }
+    }
+    record->assumed.insert(t);
+}
+
+// A refused node: noted, unless its sources were only assumed, and then as if its sources had been gathered in front of it.
+static void assume_whole(ggml_tensor * t, const pgg::split_error & e) {
+    device_record * record = extra_of(t).record;
+    const bool follows = from_assumed(record, t);
+    if (follows) {
+        record->unjudged.insert(t->name);
+    } else {
+        note_violation(record, t, "split", e.reason, e.repair);
+    }
+    split_state whole;
+    memset(&whole, 0, sizeof(whole));
+    whole.axis       = GGML_BACKEND_SPLIT_AXIS_MIRRORED;
+    whole.n_segments = 1;
+    whole.nr[0]      = 1;
+    tell_state(t, whole);
+    meta_buffer * b = context_of(t->buffer);
+    try {
+        ggml_backend_meta_buffer_init_tensor_impl(b->get_simple_tensor_container(t), t);
+    } catch (const pgg::error &) {
+        throw pgg::split_error(t, e.reason, e.repair); // one is all that can be said
+    }
+    extra_of(t).entries[t] = { hash_of(t), record->epoch, std::make_shared<pgg::placement>(), false, false };
+    if (!follows || !is_product(t) || is_assumed(record, t->src[0])) {
+        record->assumed.insert(t);
+    }
+}
+
+// The slices of a tensor whose sources are current.
+static void infer(ggml_tensor * t) {
+    meta_buffer * b = context_of(t->buffer);
+    tell_state_of_gdn_view(t);
+    tell_state_of_whole(t);
+    if (needs_whole_rows(t->op) && tell_state_of_only_row(t->src[0])) {
+        make_slices(t->src[0]);
+    }
+    try {
+        ggml_backend_meta_buffer_init_tensor_impl(b->get_simple_tensor_container(t), t);
+    } catch (const pgg::error & e) {
+        if (e.kind != PGG_ERROR_ABORT) {
+            throw;
+        }
+        throw pgg::split_error(t, std::string("ggml: ") + e.what(), "");
+    }
+    mend_view_offset(t);
+    const bool from_rule = t->view_src == nullptr && ggml_backend_buffer_get_usage(t->buffer) != GGML_BACKEND_BUFFER_USAGE_COMPUTE;
+    remember(t, from_rule);
+}
+
 static void make_slices(ggml_tensor * t) {
     meta_buffer * b = context_of(t->buffer);
     b->stc_compute_index = b->stc_compute_index_next = CONTAINER;
@@ -350,22 +482,17 @@ static void make_slices(ggml_tensor * t) {
             make_current(t->src[i]);
         }
     }
-    tell_state_of_gdn_view(t);
-    tell_state_of_whole(t);
-    if (needs_whole_rows(t->op) && tell_state_of_only_row(t->src[0])) {
-        make_slices(t->src[0]);
+    if (!b->pgg_extra.record->collecting) {
+        infer(t);
+        return;
     }
+    b->pgg_extra.record->assumed.erase(t); // another tensor may have been at this address
     try {
-        ggml_backend_meta_buffer_init_tensor_impl(b->get_simple_tensor_container(t), t);
-    } catch (const pgg::error & e) {
-        if (e.kind != PGG_ERROR_ABORT) {
-            throw;
-        }
-        throw pgg::error(PGG_ERROR_SPLIT, pgg::split_message(t, std::string("ggml: ") + e.what(), ""));
+        infer(t);
+        note_assumed(t);
+    } catch (const pgg::split_error & e) {
+        assume_whole(t, e);
     }
-    mend_view_offset(t);
-    const bool from_rule = t->view_src == nullptr && ggml_backend_buffer_get_usage(t->buffer) != GGML_BACKEND_BUFFER_USAGE_COMPUTE;
-    remember(t, from_rule);
 }
 
 //

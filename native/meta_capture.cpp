@@ -265,4 +265,46 @@ std::string split_message(const ggml_tensor * t, const std::string & reason, con
     return words.empty() ? out : out + "\n  " + reason; // at the end, for those who know it
 }
 
+split_error::split_error(const ggml_tensor * t, const std::string & reason, const std::string & repair) :
+    error(PGG_ERROR_SPLIT, split_message(t, reason, repair)), reason(reason), repair(repair) {}
+
+std::string violation_json(const ggml_tensor * t, const char * kind, const std::string & reason, const std::string & repair,
+        const std::vector<std::vector<std::string>> & roots) {
+    const device_record * record = t->buffer ? record_of(ggml_backend_buft_get_device(t->buffer->buft)) : nullptr;
+    const size_t n = record ? record->devices.size() : 1;
+    const std::string words = in_words(reason);
+    std::string out = std::string("{\"kind\":") + quoted(kind) + ",\"node\":" + quoted(t->name) + ",\"op\":" + quoted(ggml_op_desc(t)) +
+        ",\"type\":" + quoted(ggml_type_name(t->type)) + ",\"ne\":" + list(t->ne, GGML_MAX_DIMS) +
+        ",\"reason\":" + quoted((words.empty() ? reason : words).c_str()) + ",\"detail\":" + quoted(words.empty() ? "" : reason.c_str()) +
+        ",\"repair\":" + quoted((repair.empty() ? usual_repair(t, n) : repair).c_str()) + ",\"sources\":[";
+    bool first = true;
+    for (int i = 0; i < GGML_MAX_SRC; i++) {
+        const ggml_tensor * s = t->src[i];
+        if (!s || s == t) {
+            continue;
+        }
+        std::string split = "-"; // not on the meta device
+        try {
+            if (s->buffer && ggml_backend_buffer_is_meta(s->buffer) && slice_of(s, 0)) {
+                split = notation(state_of(s, true), n);
+            }
+        } catch (const std::exception &) {
+            split = "?";
+        }
+        out += std::string(first ? "" : ",") + "{\"name\":" + quoted(s->name) + ",\"type\":" + quoted(ggml_type_name(s->type)) + ",\"ne\":" +
+            list(s->ne, GGML_MAX_DIMS) + ",\"split\":" + quoted(split.c_str()) + ",\"roots\":" +
+            (i < (int) roots.size() ? quoted_list({ roots[i].begin(), roots[i].end() }) : std::string("[]")) + "}";
+        first = false;
+    }
+    return out + "]}";
+}
+
+std::string quoted_list(const std::set<std::string> & names) {
+    std::string out = "[";
+    for (const std::string & name : names) {
+        out += (out.size() > 1 ? "," : "") + quoted(name.c_str());
+    }
+    return out + "]";
+}
+
 } // namespace pgg

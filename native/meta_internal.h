@@ -12,6 +12,7 @@
 #include <set>
 #include <string>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 struct ggml_backend_meta_buffer_context;
@@ -57,6 +58,18 @@ struct device_record {
     bool        capturing = false;
     std::string captured;            // the graphs so far, JSON objects separated by commas
 
+    // While collecting (simulated devices only), a node that is refused is noted and taken for whole on every device.
+    bool                                     collecting = false;
+    std::string                              violations; // JSON objects separated by commas
+    std::set<std::string>                    noted;      // of them: llama.cpp places the same graph several times
+    std::set<std::string>                    unjudged;   // nodes refused for what was assumed in front of them
+    std::unordered_set<const ggml_tensor *>  assumed;    // whole only because it, or what it comes from, was refused
+};
+
+// A refused split, with its parts.
+struct split_error : error {
+    std::string reason, repair;
+    split_error(const ggml_tensor * t, const std::string & reason, const std::string & repair);
 };
 
 device_record * record_of(ggml_backend_dev_t meta_dev); // nullptr when it is no meta device
@@ -88,5 +101,9 @@ placement_ptr        placement_of(const ggml_tensor * t);
 std::string describe(const device_record & record, const graph_cut & cut);
 // the message of a refused node: op, node, every source with its split, the reason and a repair
 std::string split_message(const ggml_tensor * t, const std::string & reason, const std::string & repair);
+// the same in parts, as a JSON object; `roots`: for each source the weights and caches that decided its split
+std::string violation_json(const ggml_tensor * t, const char * kind, const std::string & reason, const std::string & repair,
+        const std::vector<std::vector<std::string>> & roots);
+std::string quoted_list(const std::set<std::string> & names);
 
 } // namespace pgg

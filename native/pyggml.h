@@ -127,6 +127,16 @@ PGG_API void   pgg_meta_capture_begin(ggml_backend_dev_t meta_dev);
 PGG_API char * pgg_meta_capture_take(ggml_backend_dev_t meta_dev);
 PGG_API void   pgg_free(void * p);
 
+// While a check is on, whatever is refused is noted, and taken for whole on every device so that the rest is judged, too.
+// Over simulated devices only. NULL: of the next meta device that llama.cpp makes on this thread. pgg_meta_check_take ends
+// this thread's check and returns a malloc'ed string (free with pgg_free):
+// {"violations": [...], "unjudged": [names of nodes that are refused only behind what was assumed]}, see docs/check.md.
+PGG_API void   pgg_meta_check_begin(ggml_backend_dev_t meta_dev);
+PGG_API char * pgg_meta_check_take(void);
+// For a policy, about the tensor that it is asked about: its rule cannot be obeyed. Whether a check notes it; the answer
+// must then be a legal one.
+PGG_API bool   pgg_meta_check_refuse(const char * reason, const char * repair);
+
 // called after each node of a meta graph that this thread computes, with the whole value as contiguous bytes of its type
 typedef void (*pgg_node_observer_t)(const struct ggml_tensor * node, const void * data, size_t size, void * user_data);
 // one observer more, on this thread; NULL: the one that came last goes

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .plan import SplitPlan
+    from .plan.check import Violation
 
 __all__ = [
     "ArgumentError",
@@ -79,6 +80,12 @@ class SplitError(Error, ValueError):
     """Name and split (short notation) of each of its sources, in order."""
     repair: str | None
     """A change that makes it legal."""
+    reason: str | None = None
+    """Why, without names and repair; None where only the message says it."""
+    rule: int | None = None
+    """The index of the rule that cannot be obeyed."""
+    violations: tuple[Violation, ...] = ()
+    """All of them, where a check found several."""
 
     def __init__(
         self,

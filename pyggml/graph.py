@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from contextvars import ContextVar, Token
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,10 @@ from .meta import (
 from .plan import SplitPlan
 from .tensor import MAX_ELEMENTS, Tensor, as_bytes, read_tensor
 from .weights import Weights
+
+if TYPE_CHECKING:
+    from .plan.check import CheckReport
+    from .split import Rule
 
 __all__ = ["Graph"]
 
@@ -491,6 +495,23 @@ class Graph(Handle):
             meta.close()
             for device in mine:
                 device.release()
+
+    def check(
+        self, device: Target | None = None, *, rules: Iterable[Rule | tuple[str, str]] | None = None, repairs: bool = True
+    ) -> CheckReport:
+        """Everything that is wrong with the split at once, before anything is allocated; `plan` and `run` stop at the first.
+
+        It is legal exactly when the graph can be placed and run, and every output be read, and says what one device says.
+
+        Args:
+            device: where it is to run; None: the graph's own device. The weights need not be there.
+            rules: instead of those of the device.
+            repairs: look for rules that would be legal, and try them.
+        """
+        from .graph_check import check_graph
+
+        self._check_open()
+        return check_graph(self, device, rules=rules, repairs=repairs)
 
     def __repr__(self) -> str:
         return "<Graph (closed)>" if self.closed else f"<Graph on {self.device.name}, {len(self._nodes)} tensors>"

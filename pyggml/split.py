@@ -226,12 +226,14 @@ def resolve(split: Split | SplitState, tensor: TensorInfo, n_devices: int, granu
 
     def refuse(why: str, repair: str) -> SplitError:
         ne = list(tensor.ne)
-        return SplitError(
+        error = SplitError(
             f"tensor {tensor.name!r} ({tensor.dtype}, ne {ne}) cannot be split as {split}: {why}; legal repair: {repair}",
             node=tensor.name,
             op="NONE",
             repair=repair,
         )
+        error.reason = f"it cannot be split as {split}: {why}"
+        return error
 
     if isinstance(split.axis, int) and tensor.ne[split.axis] == 1 and n_devices > 1:
         # ggml would give an empty slice strides as if it had a row
@@ -287,8 +289,26 @@ def decide(rules: Iterable[Rule], tensor: TensorInfo, n_devices: int, shares: tu
             raise ArgumentError(f"the rule {one.pattern!r} gave {split!r:.40} for {tensor.name!r}: expected a split such as 'S1', or None")
         if isinstance(split, Split) and isinstance(split.axis, int) and split.shares is None and shares is not None:
             split = replace(split, shares=shares)
-        return Decision(tensor, i, str(split), resolve(split, tensor, n_devices, one.granularity, one.units))
+        try:
+            return Decision(tensor, i, str(split), resolve(split, tensor, n_devices, one.granularity, one.units))
+        except SplitError as error:
+            error.rule = i
+            raise
     return None
+
+
+def decide_or_refuse(rules: Iterable[Rule], tensor: TensorInfo, n_devices: int, shares: tuple[float, ...] | None = None) -> Decision | None:
+    """`decide` for a policy: while native code collects what is wrong, a rule that does not fit is noted, and M is obeyed.
+
+    Raises:
+        SplitError: it does not fit, and nobody collects.
+    """
+    try:
+        return decide(rules, tensor, n_devices, shares)
+    except SplitError as error:
+        if error.rule is None or not lib.pgg_meta_check_refuse((error.reason or str(error)).encode(), (error.repair or "").encode()):
+            raise
+        return Decision(tensor, error.rule, "", MIRRORED)
 
 
 def tensor_info(tensor: Any, dtype: DType) -> TensorInfo:

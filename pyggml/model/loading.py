@@ -20,7 +20,7 @@ from ..device import MAX_META_DEVICES, Device
 from ..dtype import DTYPES_BY_ID
 from ..errors import ClosedError, Error, ModelError, OutOfMemoryError, SplitError
 from ..gguf_info import GGUFInfo
-from ..split import MIRRORED, Decision, Rule, SplitState, decide, read_state, tensor_info, write_state
+from ..split import MIRRORED, Decision, Rule, SplitState, decide_or_refuse, read_state, tensor_info, write_state
 from .options import ModelOptions, Progress
 
 __all__ = ["LoadedModel", "failure", "freeing", "probe_load", "whole_file"]
@@ -168,7 +168,7 @@ def _progress_of(progress: Progress | None) -> Callable[[float], bool]:
 def _policy_of(rules: tuple[Rule, ...], n_devices: int, shares: tuple[float, ...] | None, decisions: dict[str, Decision]) -> Any:
     def policy(tensor: Any, state: Any) -> bool:
         info = tensor_info(tensor, DTYPES_BY_ID[tensor.type])
-        decision = decide(rules, info, n_devices, shares)
+        decision = decide_or_refuse(rules, info, n_devices, shares)
         if decision is None:
             return False  # llama.cpp's own rule
         decisions[info.name] = decision

@@ -1,0 +1,169 @@
+"""Repairs of violations, as rules: proposed from the splits at hand, and tried by checking again."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+from .errors import Error
+from .plan.check import CheckReport, Repair, Violation, ViolationSource, alike
+from .plan.values import parse_state
+from .split import MIRRORED, Rule, Split, SplitState
+
+__all__ = ["with_tried_repairs"]
+
+MOST_TRIALS = 24
+MOST_ROUNDS = 4
+_NUMBER = r"(?<=blk\.)\d+|(?<=_l)\d+$"
+
+Check = Callable[[tuple[Rule, ...]], CheckReport]
+"""Checks the same thing with rules in front of the others."""
+
+
+def with_tried_repairs(report: CheckReport, check: Check) -> CheckReport:
+    """The report with repairs in front that were tried: with their rules the violation is gone, and none has come.
+
+    Alike violations are repaired together. What is proposed: another split of the weight or cache that the node reads, so that
+    it fits the other source; else what decided the splits that clash is mirrored, and what then clashes with that, too.
+    """
+    groups: dict[object, list[Violation]] = {}
+    for v in report.violations:
+        groups.setdefault(alike(v), []).append(v)
+    search = _Search(report, check)
+    found: dict[int, tuple[Repair, ...]] = {}
+    for group in groups.values():
+        repairs = tuple(search.repairs(group))
+        for v in group:
+            found[id(v)] = repairs
+    return replace(report, violations=tuple(_with(v, found[id(v)]) for v in report.violations))
+
+
+def _with(v: Violation, repairs: tuple[Repair, ...]) -> Violation:
+    # words that nobody tried stay where nothing better is known
+    return replace(v, repairs=repairs) if repairs else v
+
+
+class _Search:
+    def __init__(self, report: CheckReport, check: Check) -> None:
+        self.check, self.trials = check, MOST_TRIALS
+        self.before = {v.key for v in report.violations}
+
+    def judged(self, rules: tuple[Rule, ...]) -> CheckReport | None:
+        if self.trials <= 0:
+            return None
+        self.trials -= 1
+        try:
+            return self.check(rules)
+        except Error:
+            return None
+
+    def repairs(self, group: Sequence[Violation]) -> Iterator[Repair]:
+        if group[0].kind not in ("split", "rule", "device"):
+            return
+        keys = {v.key for v in group}
+        known: list[tuple[Rule, ...]] = []
+        for rules in _fitting(group):
+            after = self.judged(rules) if rules not in known else None
+            known.append(rules)
+            if after is not None and self.is_better(after, keys):
+                yield Repair(f"{_named(rules)} as {rules[0].split}", rules, tried=True)
+                break
+        mirrored = dict.fromkeys(_clashing(group))
+        for _ in range(MOST_ROUNDS):
+            rules = _rules(tuple(mirrored), MIRRORED)
+            after = self.judged(rules) if rules and rules not in known else None
+            if after is None:
+                return
+            if self.is_better(after, keys):
+                yield Repair(f"mirror {_named(rules)}", rules, tried=True)
+                return
+            size = len(mirrored)
+            for v in after.violations:
+                if v.key in keys or v.key not in self.before:
+                    mirrored |= dict.fromkeys(_clashing([v]))
+            if len(mirrored) == size:
+                return
+
+    def is_better(self, after: CheckReport, keys: set[tuple[str, str, str]]) -> bool:
+        """Whether these violations are gone and no other came, not even one that they hid."""
+        left = {v.key for v in after.violations}
+        return not left & keys and left <= self.before and not {node for _, node, _ in keys} & set(after.unjudged)
+
+
+def _fitting(group: Sequence[Violation]) -> Iterator[tuple[Rule, ...]]:
+    """Other splits for what a node reads directly, a weight or a cache, or for one of two weights behind its sources."""
+    v = group[0]
+    for i, source in enumerate(v.sources):
+        others = [s for k, s in enumerate(v.sources) if k != i and s.split not in ("-", "?")]
+        if _is_fixed(source):
+            for split in _candidates(v, i, source, others):
+                yield _rules(tuple(dict.fromkeys(w.sources[i].name for w in group)), split)
+    # gate and up, say: one as the other
+    for i, k in ((0, 1), (1, 0)) if len(v.sources) > 1 and v.op not in ("MUL_MAT", "MUL_MAT_ID") else ():
+        mine, theirs = v.sources[i].origins, v.sources[k].origins
+        splits = {o.split for o in theirs}
+        state = _state(theirs[0].split or "-") if theirs else None
+        if mine and len(splits) == 1 and state is not None and splits != {o.split for o in mine}:
+            yield _rules(tuple(dict.fromkeys(o.tensor for w in group for o in w.sources[i].origins)), state)
+
+
+def _candidates(v: Violation, i: int, source: ViolationSource, others: Sequence[ViolationSource]) -> Iterator[SplitState | Split]:
+    if not others:
+        return
+    other = others[0].split
+    mine = _state(source.split)
+    theirs = _state(other)
+    if v.op in ("MUL_MAT", "MUL_MAT_ID") and i == 0:
+        if theirs is not None and theirs.axis == 0:
+            yield theirs
+        elif theirs is not None and isinstance(theirs.axis, int):
+            yield MIRRORED
+        elif mine is not None and mine.axis == 0 and sum(mine.counts) > 0:
+            yield Split(1, tuple(float(n) for n in mine.counts))
+    elif theirs is not None and isinstance(theirs.axis, int) and len(source.ne) > theirs.axis and source.ne[theirs.axis] == _at(others[0].ne, theirs.axis):
+        yield theirs
+    if mine is not None and isinstance(mine.axis, int):
+        yield MIRRORED
+
+
+def _at(ne: tuple[int, ...], axis: int) -> int:
+    return ne[axis] if axis < len(ne) else 1
+
+
+def _state(text: str) -> SplitState | None:
+    return None if text in ("-", "?") else parse_state(text)
+
+
+def _is_fixed(source: ViolationSource) -> bool:
+    return [o.tensor for o in source.origins] == [source.name]
+
+
+def _clashing(group: Sequence[Violation]) -> list[str]:
+    """The weights and caches behind the split sources; behind all, where none is split."""
+    names = []
+    for v in group:
+        split = [s for s in v.sources if s.split.startswith("S")]
+        names += [o.tensor for s in split or v.sources for o in s.origins]
+        if v.kind == "rule":
+            names.append(v.node)
+    return list(dict.fromkeys(names))
+
+
+def _rules(names: Sequence[str], split: SplitState | Split) -> tuple[Rule, ...]:
+    """Rules for these names, alike layers in one."""
+    kinds: dict[str, list[str]] = {}
+    for name in names:
+        number = re.search(_NUMBER, name)
+        kinds.setdefault(re.sub(_NUMBER, "#", name) if number else name, []).append(number[0] if number else "")
+    out = []
+    for kind, numbers in kinds.items():
+        pattern = re.escape(kind)
+        if numbers[0]:
+            pattern = pattern.replace(r"\#", numbers[0] if len(numbers) == 1 else f"({'|'.join(dict.fromkeys(numbers))})")
+        out.append(Rule(f"^{pattern}$", split))
+    return tuple(out)
+
+
+def _named(rules: Sequence[Rule]) -> str:
+    return ", ".join(r.pattern.strip("^$").replace("\\", "") for r in rules)
