@@ -8,6 +8,7 @@ lists (indices, numbers of subgraphs, names such as ``node_17``) is no differenc
 from __future__ import annotations
 
 import json
+import re
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ArgumentError, FileFormatError
 from .layers import is_auto, layer_of, layers_of
-from .values import AllReduce, PlanLeaf, PlanNode, Slice
+from .values import AllReduce, Cause, PlanLeaf, PlanNode, PlanRule, Slice
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,6 +38,8 @@ Value = str | int | float | bool | None | tuple["Value", ...]
 _FLAGS = {1: "input", 2: "output", 4: "param", 8: "loss", 16: "compute"}
 # larger gaps between nodes that agree are matched by the count of occurrences
 _EXACT = 1 << 20
+# llama.cpp's scheduler names its copies of inputs after the device
+_COPY = re.compile(r"Meta\(.*\)#(.+)#\d+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +61,12 @@ class Difference:
     """A tensor or an all-reduce that is not what it was."""
 
     kind: str
-    """``weight``, ``fixed`` (a cache), ``input``, ``unallocated``; ``node``, ``view``; ``all-reduce``; ``cut`` (the graph is
-    cut behind a node without an all-reduce)."""
+    """``rule``; ``weight``, ``fixed`` (a cache), ``input``, ``unallocated``; ``node``, ``view``; ``all-reduce``; ``cut`` (the
+    graph is cut behind a node without an all-reduce)."""
     name: str
-    """Of an all-reduce: of the node after which it is."""
+    """Of an all-reduce: of the node after which it is. Of a rule: its pattern."""
     op: str
+    """Of a rule: whose it is."""
     layer: int | None
     status: str
     """``changed``, ``added`` or ``removed``."""
@@ -75,17 +79,10 @@ class MemoryDifference:
 
     name: str
     """``SIM0``; where they have other names ``SIM0 -> CUDA0``."""
+    total: Change
+    """All of it. None: the plan has no such device."""
     kinds: tuple[Change, ...]
-    """``weights``, ``fixed``, …: also those that are the same. None: the plan has no such device."""
-
-    @property
-    def total(self) -> Change:
-        """All of it."""
-        sums = [None if any(v is None for v in side) else sum(int(str(v)) for v in side) for side in self._sides()]
-        return Change("total", *sums)
-
-    def _sides(self) -> tuple[list[Value], list[Value]]:
-        return [c.before for c in self.kinds], [c.after for c in self.kinds]
+    """``weights``, ``mirrored`` (a part of the weights), ``fixed``, …: also those that are the same."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -99,7 +96,7 @@ class PlanDiff:
     memory: tuple[MemoryDifference, ...]
     """One a device."""
     items: tuple[Difference, ...]
-    """Weights, caches and inputs first, then nodes in their order, then all-reduces."""
+    """Rules first, then weights, caches and inputs, nodes in their order, all-reduces."""
     host: tuple[Change, ...] = ()
     """What the host does besides."""
     other: tuple[str, ...] = ()
@@ -149,9 +146,9 @@ class PlanDiff:
             out = replace(out, host=())
         items = []
         for item in out.items:
-            if item.kind == "view" and "views" in aspects:
+            if (item.kind == "view" and "views" in aspects) or (item.kind == "rule" and "rules" in aspects):
                 continue
-            kept = tuple(c for c in item.changes if c.what not in aspects)
+            kept = tuple(c for c in item.changes if c.what not in aspects and not (c.what == "decided by" and "rules" in aspects))
             if kept or not item.changes:
                 items.append(item if len(kept) == len(item.changes) else replace(item, changes=kept))
         totals = tuple(c for c in out.totals if not (c.what in aspects or ("views" in aspects and c.what in ("nodes", "views"))))
@@ -166,7 +163,7 @@ class PlanDiff:
             "same": not self,
             "devices": {"before": list(self.devices[0]), "after": list(self.devices[1])},
             "totals": _changes_dict(self.totals),
-            "memory": [{"name": m.name, "kinds": _changes_dict(m.kinds)} for m in self.memory],
+            "memory": [{"name": m.name, "total": _changes_dict((m.total,))[0][1:], "kinds": _changes_dict(m.kinds)} for m in self.memory],
             "items": [
                 {"kind": d.kind, "name": d.name, "op": d.op, "layer": d.layer, "status": d.status, "changes": _changes_dict(d.changes)}
                 for d in self.items
@@ -197,7 +194,7 @@ class PlanDiff:
             return cls(
                 (tuple(d["devices"]["before"]), tuple(d["devices"]["after"])),
                 _changes_from(d["totals"]),
-                tuple(MemoryDifference(m["name"], _changes_from(m["kinds"])) for m in d["memory"]),
+                tuple(MemoryDifference(m["name"], Change("total", *m["total"]), _changes_from(m["kinds"])) for m in d["memory"]),
                 tuple(Difference(i["kind"], i["name"], i["op"], i["layer"], i["status"], _changes_from(i["changes"])) for i in d["items"]),
                 _changes_from(d["host"]),
                 tuple(d["other"]),
@@ -276,7 +273,7 @@ def plan_diff(before: SplitPlan, after: SplitPlan) -> PlanDiff:
     return out if same or out else replace(out, other=tuple(_differing_fields(before, after)))
 
 
-_TOTALS: dict[str, Callable[[SplitPlan], int]] = {
+_TOTALS: dict[str, Callable[[SplitPlan], int | None]] = {
     "nodes": lambda plan: len(plan.nodes),
     "views": lambda plan: sum(x.is_view for x in plan.nodes),
     "subgraphs": lambda plan: len(plan.subgraphs),
@@ -284,7 +281,14 @@ _TOTALS: dict[str, Callable[[SplitPlan], int]] = {
     "all-reduces": lambda plan: len(plan.allreduces),
     "delayed all-reduces": lambda plan: sum(r.delayed for r in plan.allreduces),
     "all-reduce bytes": lambda plan: plan.allreduce_bytes,
+    "bytes moved": lambda plan: _moved(plan.allreduces),
 }
+
+
+def _moved(allreduces: Sequence[AllReduce]) -> int | None:
+    """Bytes that leave a device for another, in a run; None: an algorithm is not known."""
+    sent = [r.sent for r in allreduces]
+    return None if None in sent else sum(sum(at) for at in sent if at is not None)
 
 
 def _differing_fields(before: SplitPlan, after: SplitPlan) -> Iterator[str]:
@@ -303,7 +307,8 @@ def _memory(before: SplitPlan, after: SplitPlan) -> tuple[MemoryDifference, ...]
         kinds = [f.name for f in fields(one) if f.name != "name" and isinstance(getattr(one, f.name), int)]
         names = list(dict.fromkeys(m.name for m in (a, b) if m is not None))
         changes = (Change(k, None if a is None else getattr(a, k), None if b is None else getattr(b, k)) for k in kinds)
-        rows.append(MemoryDifference(" -> ".join(names), tuple(changes)))
+        total = Change("total", None if a is None else a.total, None if b is None else b.total)
+        rows.append(MemoryDifference(" -> ".join(names), total, tuple(changes)))
     return tuple(rows)
 
 
@@ -336,6 +341,7 @@ class _Finder:
             self.numbers[1][after] = n
 
     def items(self) -> Iterator[Difference]:
+        yield from _rules(self.before.rules, self.after.rules)
         for i, k, _ in self.leafs:
             a = None if i is None else self.before.leafs[i]
             b = None if k is None else self.after.leafs[k]
@@ -362,11 +368,11 @@ class _Finder:
             one = a or b
             assert one is not None
             what = Change("tensor", None if a is None else _brief(a), None if b is None else _brief(b))
-            yield Difference(kind, one.name, one.op, layer, "added" if a is None else "removed", (what,))
+            yield Difference(kind, _label(one), one.op, layer, "added" if a is None else "removed", (what,))
             return
         changes = (*more, *self._changes(a, b))
         if changes:
-            yield Difference(kind, b.name, b.op, layer, "changed", changes)
+            yield Difference(kind, _label(b), b.op, layer, "changed", changes)
 
     def _changes(self, a: PlanNode | PlanLeaf, b: PlanNode | PlanLeaf) -> Iterator[Change]:
         for name in _NODE_FIELDS if isinstance(a, PlanNode) else _LEAF_FIELDS:
@@ -375,8 +381,13 @@ class _Finder:
                 # indices: the same number may be another node, another number the same
                 if [self.numbers[0][s] for s in x] != [self.numbers[1][s] for s in y]:
                     yield Change(name, self._names(0, x), self._names(1, y))
-            elif x == y:
+            elif x == y and name != "cause":
                 continue
+            elif name == "cause":
+                if self._decided(self.before, x) != self._decided(self.after, y):
+                    yield Change("decided by", self.before.provenance(a) or None, self.after.provenance(b) or None)  # type: ignore[arg-type]
+            elif name == "asked" and not any(p.split and isinstance(p.split.axis, int) for p in (a, b)):
+                continue  # the shares of the model; this one is whole
             elif name == "slices":
                 yield from _slice_changes(a, b)
             elif name in ("split", "pending"):
@@ -386,11 +397,17 @@ class _Finder:
             else:
                 yield Change(name, _readable(name, x), _readable(name, y))
 
+    @staticmethod
+    def _decided(plan: SplitPlan, cause: Cause | None) -> Any:
+        """A cause without the rule's number, which changes with the rules before it."""
+        if cause is None or cause.rule is None:
+            return cause
+        return cause.kind, cause.asked, _rule_key(plan.rules[cause.rule])
+
     def _names(self, side: int, indices: Sequence[int]) -> tuple[str, ...]:
         plan = (self.before, self.after)[side]
         n = len(plan.nodes)
-        found = (plan.nodes[i] if i < n else plan.leafs[i - n] for i in indices)
-        return tuple(x.name if x.name and not x.name.startswith(" ") else f"node {x.index}{x.name}" for x in found)
+        return tuple(_label(plan.nodes[i] if i < n else plan.leafs[i - n]) for i in indices)
 
     # all-reduces
 
@@ -422,13 +439,16 @@ class _Finder:
             layer = self.layers[1][b.after] if b is not None else self.layers[0][one.after]
             if a is None or b is None:
                 what = Change("bytes", None if a is None else a.bytes, None if b is None else b.bytes)
-                yield Difference("all-reduce", one.after_name, "", layer, "added" if a is None else "removed", (what,))
+                yield Difference("all-reduce", self._reduced(a, b), "", layer, "added" if a is None else "removed", (what,))
             elif changes := tuple(self._reduce_changes(a, b)):
-                yield Difference("all-reduce", b.after_name, "", layer, "changed", changes)
+                yield Difference("all-reduce", self._reduced(a, b), "", layer, "changed", changes)
+
+    def _reduced(self, a: AllReduce | None, b: AllReduce | None) -> str:
+        return _label(self.after.nodes[b.after]) if b is not None else _label(self.before.nodes[a.after]) if a is not None else ""
 
     def _reduce_changes(self, a: AllReduce, b: AllReduce) -> Iterator[Change]:
         if self.numbers[0][a.after] != self.numbers[1][b.after]:
-            yield Change("after", (a.after_name,), (b.after_name,))
+            yield Change("after", self._names(0, (a.after,)), self._names(1, (b.after,)))
         for f in fields(a):
             x, y = getattr(a, f.name), getattr(b, f.name)
             if f.name in ("after", "after_name", "subgraph"):
@@ -436,8 +456,12 @@ class _Finder:
             if f.name in ("partial", "origins"):
                 if [self.numbers[0][s] for s in x] != [self.numbers[1][s] for s in y]:
                     yield Change(f.name, self._names(0, x), self._names(1, y))
+            elif f.name == "steps":
+                yield from _step_changes(a, b)
             elif x != y and not (f.name == "delayed_from" and [*map(layer_of, x)] == [*map(layer_of, y)]):
-                yield Change(f.name.replace("_", " "), _readable(f.name, x), _readable(f.name, y))
+                change = Change(f.name.replace("_", " "), _readable(f.name, x), _readable(f.name, y))
+                if not (f.name == "computes" and _same_for_all(change)):
+                    yield change
 
     def _cuts(self) -> Iterator[Difference]:
         """Ends of subgraphs that no all-reduce explains."""
@@ -454,11 +478,58 @@ class _Finder:
                 node = (self.before, self.after)[side].nodes[index]
                 status = "added" if x is None else "removed" if y is None else "changed"
                 change = Change("graph", None if x is None else x[1], None if y is None else y[1])
-                yield Difference("cut", node.name, "", self.layers[side][index], status, (change,))
+                yield Difference("cut", _label(node), "", self.layers[side][index], status, (change,))
 
 
-_NODE_FIELDS = tuple(f.name for f in fields(PlanNode) if f.name not in ("index", "name", "subgraph"))
-_LEAF_FIELDS = tuple(f.name for f in fields(PlanLeaf) if f.name not in ("index", "name"))
+_NODE_FIELDS = tuple(f.name for f in fields(PlanNode) if f.name not in ("index", "name", "label", "subgraph"))
+_LEAF_FIELDS = tuple(f.name for f in fields(PlanLeaf) if f.name not in ("index", "name", "label"))
+
+
+def _label(x: PlanNode | PlanLeaf) -> str:
+    name = x.label or x.name
+    copy = _COPY.fullmatch(name) if isinstance(x, PlanLeaf) else None
+    return copy[1] if copy else name or f"{'node' if isinstance(x, PlanNode) else 'leaf'} {x.index}"
+
+
+def _rule_key(rule: PlanRule) -> Any:
+    return replace(rule, index=0, number=0)
+
+
+def _rules(before: Sequence[PlanRule], after: Sequence[PlanRule]) -> Iterator[Difference]:
+    """Rules that came, went, or say something else now. Their order matters: one that moved is gone, and has come."""
+    a, b = [_rule_key(r) for r in before], [_rule_key(r) for r in after]
+    partner = _in_order(a, b)
+    gone = [i for i in range(len(a)) if i not in partner]
+    new = [k for k in range(len(b)) if k not in set(partner.values())]
+    for i in gone:
+        same = next((k for k in new if (b[k].origin, b[k].pattern) == (a[i].origin, a[i].pattern) and b[k] != a[i]), None)
+        if same is None:
+            yield Difference("rule", a[i].pattern, a[i].origin, None, "removed", (Change("rule", _rule_text(a[i]), None),))
+        else:
+            new.remove(same)
+            yield Difference("rule", a[i].pattern, a[i].origin, None, "changed", (Change("rule", _rule_text(a[i]), _rule_text(b[same])),))
+    for k in new:
+        yield Difference("rule", b[k].pattern, b[k].origin, None, "added", (Change("rule", None, _rule_text(b[k])),))
+
+
+def _rule_text(rule: PlanRule) -> str:
+    more = (f", {rule.units} units" if rule.units is not None else "") + (f", in steps of {rule.granularity}" if rule.granularity != 1 else "")
+    return rule.split + more
+
+
+def _step_changes(a: AllReduce, b: AllReduce) -> Iterator[Change]:
+    if a.steps == b.steps:
+        return
+    changes = Change("bytes sent", a.sent, b.sent), Change("bytes received", a.received, b.received)
+    found = [c for c in changes if c.differs]
+    yield from found or (Change("steps", _steps(a), _steps(b)),)
+
+
+def _steps(r: AllReduce) -> str | None:
+    if r.steps is None:
+        return None
+    words = (f"{s.kind} {'' if s.source is None else f'{s.source}>'}{s.target}" for s in r.steps)
+    return "; ".join(f"{s.round}: {word} {s.bytes}" for s, word in zip(r.steps, words, strict=True))
 
 
 def _split(x: PlanNode | PlanLeaf) -> str:
@@ -508,7 +579,17 @@ def _slice_changes(a: PlanNode | PlanLeaf, b: PlanNode | PlanLeaf) -> Iterator[C
         Change("strides", *each(lambda s: s.nb)),
     )
     found = [c for c in changes if c.differs]
-    yield from found or (Change("slices", *each(lambda s: s.ne)),)  # only an empty slice's shape
+    if not found:
+        found = [Change("slices", *each(lambda s: s.ne))]  # only an empty slice's shape
+    yield from (c for c in found if not _same_for_all(c))
+
+
+def _same_for_all(change: Change) -> bool:
+    """Whether every device has the same, before and after: there are only more devices, or fewer."""
+    both = change.before, change.after
+    if not all(isinstance(v, tuple) for v in both):
+        return False
+    return len({len(v) for v in both if isinstance(v, tuple)}) == 2 and len({x for v in both if isinstance(v, tuple) for x in v}) == 1
 
 
 #
@@ -520,8 +601,8 @@ def _matched(
     before: Sequence[PlanNode] | Sequence[PlanLeaf], after: Sequence[PlanNode] | Sequence[PlanLeaf], op: Callable[[PlanNode | PlanLeaf], str]
 ) -> list[tuple[int | None, int | None, bool]]:
     """Pairs of indices in the order of both; whether they are out of order; None: it has come, or is gone."""
-    a = [(layer_of(x.name), op(x)) for x in before]
-    b = [(layer_of(x.name), op(x)) for x in after]
+    a = [(layer_of(_COPY.sub(r"\1", x.name)), op(x)) for x in before]
+    b = [(layer_of(_COPY.sub(r"\1", x.name)), op(x)) for x in after]
     partner = _in_order(a, b)
     moved = set()
     for strict in (True, False):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .._units import binary, counted, ranges
 from ..plan.diff import Change, Difference, PlanDiff, Value
@@ -14,13 +14,14 @@ __all__ = ["HEADS", "DiffRow", "Section", "headline", "hidden_views", "sections"
 HEADS = ("", "op", "layers N", "what", "before", "after")
 
 _SECTIONS = (
+    ("rules", ("rule",)),
     ("weights, caches and inputs", ("weight", "fixed", "input", "unallocated")),
     ("nodes", ("node", "view")),
     ("all-reduces", ("all-reduce",)),
     ("cuts without an all-reduce", ("cut",)),
 )
 # what follows from another change of the same tensor, and would only repeat it
-_FOLLOWS = ("synced", "per device", "bytes per device", "computed", "strides", "runs", "bytes", "slices")
+_FOLLOWS = ("asked", "synced", "per device", "bytes per device", "computed", "strides", "runs", "bytes", "slices")
 _LEADS = ("split", "ne", "type")
 _NAMES = ("sources", "after", "partial", "origins", "delayed from")
 
@@ -67,9 +68,15 @@ def hidden_views(diff: PlanDiff) -> int:
 
 def _leading(item: Difference) -> tuple[Change, ...]:
     """The changes that others of the same tensor follow from."""
-    whats = {c.what for c in item.changes}
-    if item.kind not in ("all-reduce", "cut") and whats.intersection(_LEADS):
+    whats = {c.what: c for c in item.changes}
+    if "split" in whats and (cause := whats.get("decided by")) is not None and cause.after is not None:
+        split = whats["split"]
+        told = Change("split", split.before, f"{split.after}  by {cause.after}")
+        item = replace(item, changes=tuple(told if c is split else c for c in item.changes if c is not cause))
+    if item.kind not in ("all-reduce", "cut") and not whats.keys().isdisjoint(_LEADS):
         return tuple(c for c in item.changes if c.what not in _FOLLOWS)
+    if item.kind == "all-reduce" and not whats.keys().isdisjoint(("bytes", "computes", "algorithm", "communicator")):
+        return tuple(c for c in item.changes if c.what not in ("steps", "type", "ne"))
     follows = [c for c in item.changes if c.what in _FOLLOWS]
     if item.kind in ("all-reduce", "cut") or not follows:
         return item.changes
@@ -79,12 +86,10 @@ def _leading(item: Difference) -> tuple[Change, ...]:
 def _rows(diff: PlanDiff, alike: list[Difference]) -> list[DiffRow]:
     one = alike[0]
     layers = sorted({d.layer for d in alike if d.layer is not None})
-    name = one.name if len(alike) == 1 else layer_of(one.name)[1].replace("#", "N")
-    if not name or name.startswith(" "):
-        name = "(no name)" + name
+    name = one.name if len(alike) == 1 else _numberless(one.name)
     if len(alike) > max(len(layers), 1):
         name += f" ({len(alike)} of them)"
-    kind = one.kind if one.op in ("NONE", "") and one.kind in ("weight", "fixed", "input", "unallocated") else one.op
+    kind = _WORDS[one.kind] if one.op in ("NONE", "") and one.kind in _WORDS else one.op
     first = f"after {name}" if one.kind in ("all-reduce", "cut") else name, kind, ranges(layers)
     out = []
     for n, change in enumerate(_leading(one)):
@@ -93,6 +98,10 @@ def _rows(diff: PlanDiff, alike: list[Difference]) -> list[DiffRow]:
             what = one.status
         out.append(DiffRow((*(first if n == 0 else ("", "", "")), what, before, after), one.status))
     return out
+
+
+def _numberless(name: str) -> str:
+    return layer_of(name)[1].replace("node_#", "node_*").replace("leaf_#", "leaf_*").replace("#", "N")
 
 
 def _cells(diff: PlanDiff, change: Change) -> tuple[str, str, str]:
@@ -112,7 +121,7 @@ def _text(diff: PlanDiff, what: str, value: Value, side: int) -> str:
             idle = [name for name, does in zip(diff.devices[side], value) if not does]  # noqa: B905
             return f"nothing from {', '.join(idle)}" if idle else "a summand of each"
         if what in _NAMES:
-            names = ", ".join(layer_of(str(v))[1].replace("#", "N") for v in value)
+            names = ", ".join(_numberless(str(v)) for v in value)
             return names or ("at once" if what == "delayed from" else "none")
         words = [_text(diff, what, v, side) for v in value]
         if not words:
@@ -138,10 +147,12 @@ def totals(diff: PlanDiff) -> list[tuple[str, str, str, str]]:
         changed = [c for c in m.kinds if c.differs]
         if changed:
             out.append(_total(f"{m.name} memory", m.total, "bytes"))
-            if len(changed) > 1 or len(m.kinds) > 1:
-                out += [_total(f"  {c.what}", c, "bytes") for c in changed]
+            out += [_total(f"  {_KINDS.get(c.what, c.what)}", c, "bytes") for c in changed]
     out += [_total(f"host {c.what}", c) for c in diff.host]
     return out
+
+
+_KINDS = {"mirrored": "mirrored weights", "fixed": "caches"}
 
 
 def _total(label: str, change: Change, what: str | None = None) -> tuple[str, str, str, str]:
@@ -166,7 +177,7 @@ def _signed(what: str, change: Change) -> str:
     return f"{'-' if by < 0 else '+'}{text}"
 
 
-_WORDS = {"weight": "weight", "fixed": "cache", "input": "input", "unallocated": "tensor of no device", "node": "node", "view": "view"}
+_WORDS = {"rule": "rule", "weight": "weight", "fixed": "cache", "input": "input", "unallocated": "on no device", "node": "node", "view": "view"}
 
 
 def headline(diff: PlanDiff) -> str:
@@ -176,7 +187,7 @@ def headline(diff: PlanDiff) -> str:
     parts = []
     for status in ("changed", "added", "removed"):
         counts = ((word, sum(d.kind == kind and d.status == status for d in diff.items)) for kind, word in _WORDS.items())
-        if words := [counted(n, word, "tensors of no device" if word.startswith("tensor") else None) for word, n in counts if n]:
+        if words := [counted(n, word, word if word.startswith("on ") else None) for word, n in counts if n]:
             parts.append(f"{', '.join(words)} {status}")
     names = [c.what for c in diff.totals]
     if "all-reduces" in names:
