@@ -13,6 +13,7 @@ from ..errors import FileFormatError
 from ..split import Decision, Rule, Segment, SplitState
 from .plan import OLD_SCHEMA, SCHEMA, SplitPlan
 from .values import (
+    VIEW_OPS,
     AllReduce,
     Cause,
     PlanLeaf,
@@ -90,10 +91,14 @@ class Provenance:
             return None
         if kind == "unallocated":
             return Cause("host")
-        if op != "NONE":
+        if op in VIEW_OPS and kind != "input":
+            name = name.partition(" (")[0]  # a view of a cache: what decided about the cache
+        elif op != "NONE":
             return Cause("computed")
         if kind == "input":
             return Cause("input")
+        if not name:
+            return Cause("computed")
         found = self.decisions.get(name)
         if found is not None and found.rule is not None:
             return Cause("rule", found.rule, found.asked)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from .diff import PlanDiff
+    from .explain import Explanation
 
 __all__ = ["SCHEMA", "Detail", "PlanKeyError", "SplitPlan"]
 
@@ -121,6 +122,10 @@ class SplitPlan:
                 self._names.setdefault(node.name, node)
             for leaf in self.leafs:
                 self._names.setdefault(leaf.name, leaf)
+            for x in self.nodes:
+                self._names.setdefault(x.label, x)
+            for leaf in self.leafs:
+                self._names.setdefault(leaf.label, leaf)
         try:
             return self._names[key]
         except KeyError:
@@ -149,6 +154,20 @@ class SplitPlan:
         """What a node is computed from."""
         n = len(self.nodes)
         return tuple(self.nodes[i] if i < n else self.leafs[i - n] for i in node.sources)
+
+    def explain(self, what: str | int | PlanNode | PlanLeaf) -> Explanation:
+        """Why a tensor is split as it is: the chain of causes back to the rules or defaults that decided (docs/plan.md).
+
+        Args:
+            what: a node or leaf, its name, or the index of a node.
+
+        Raises:
+            PlanKeyError: the plan has none of that name or index.
+        """
+        from .explain import Explainer
+
+        x = self[what] if isinstance(what, (str, int)) else what
+        return Explainer(self).explain(x.index + (len(self.nodes) if isinstance(x, PlanLeaf) else 0))
 
     def provenance(self, leaf: PlanLeaf) -> str:
         """What decided the split of a weight, a cache or an input, in words; empty where that is not known."""
@@ -202,7 +221,7 @@ class SplitPlan:
 
         groups: dict[tuple[str, SplitState], list[str]] = {}
         for leaf in self.leafs:
-            if leaf.kind in ("weight", "fixed") and leaf.split is not None and leaf.name:
+            if leaf.kind in ("weight", "fixed") and leaf.split is not None and leaf.name and leaf.op == "NONE":
                 kind = re.sub(r"(?<=blk\.)\d+|(?<=_l)\d+$", "#", leaf.name)
                 groups.setdefault((kind, leaf.split), []).append(leaf.name)
         out = []
