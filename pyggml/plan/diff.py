@@ -603,7 +603,13 @@ def _matched(
     """Pairs of indices in the order of both; whether they are out of order; None: it has come, or is gone."""
     a = [(layer_of(_COPY.sub(r"\1", x.name)), op(x)) for x in before]
     b = [(layer_of(_COPY.sub(r"\1", x.name)), op(x)) for x in after]
-    partner = _in_order(a, b)
+    # what has no name of its own is known by its shape first
+    partner = _in_order([_with_shape(key, x) for key, x in zip(a, before, strict=True)], [_with_shape(key, x) for key, x in zip(b, after, strict=True)])
+    pairs = [*sorted(partner.items()), (len(a), len(b))]
+    i = k = 0
+    for x, y in pairs:
+        partner.update((i + p, k + q) for p, q in _in_order(a[i:x], b[k:y]).items())
+        i, k = x + 1, y + 1
     moved = set()
     for strict in (True, False):
         # what has a name of its own, and is elsewhere now; then: is another operation now
@@ -628,6 +634,10 @@ def _matched(
         out.append((found, k, found in out_of_order))
     out += [(i, None, False) for i in gone[last:]]
     return out
+
+
+def _with_shape(key: Hashable, x: PlanNode | PlanLeaf) -> Hashable:
+    return (key, x.type, x.ne) if is_auto(x.name) else key
 
 
 def _rising(partner: Mapping[int, int]) -> set[int]:
