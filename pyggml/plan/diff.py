@@ -598,7 +598,7 @@ def _same_for_all(change: Change) -> bool:
 
 
 def _matched(
-    before: Sequence[PlanNode] | Sequence[PlanLeaf], after: Sequence[PlanNode] | Sequence[PlanLeaf], op: Callable[[PlanNode | PlanLeaf], str]
+    before: Sequence[PlanNode | PlanLeaf], after: Sequence[PlanNode | PlanLeaf], op: Callable[[PlanNode | PlanLeaf], str]
 ) -> list[tuple[int | None, int | None, bool]]:
     """Pairs of indices in the order of both; whether they are out of order; None: it has come, or is gone."""
     a = [(layer_of(_COPY.sub(r"\1", x.name)), op(x)) for x in before]
