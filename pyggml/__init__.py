@@ -103,6 +103,7 @@ if TYPE_CHECKING:
     from .model import ModelOptions as ModelOptions
     from .model import Sampler as Sampler
     from .model import SamplerOptions as SamplerOptions
+    from .model import check_model as check_model
     from .model import plan_model as plan_model
     from .model_comparison import ModelComparison as ModelComparison
     from .model_comparison import NodeComparison as NodeComparison
@@ -133,7 +134,8 @@ _HOMES = {
     "graph": ("Graph",),
     "meta": ("MetaDevice",),
     "model": (
-        "GREEDY", "Adapter", "Batch", "Context", "ContextOptions", "Model", "ModelOptions", "Sampler", "SamplerOptions", "plan_model",
+        "GREEDY", "Adapter", "Batch", "Context", "ContextOptions", "Model", "ModelOptions", "Sampler", "SamplerOptions", "check_model",
+        "plan_model",
     ),
     "model_comparison": ("ModelComparison", "NodeComparison", "compare_models", "compare_nodes"),
     "plan": ("SplitPlan",),

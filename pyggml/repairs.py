@@ -9,7 +9,7 @@ from dataclasses import replace
 from .errors import Error
 from .plan.check import CheckReport, Repair, Violation, ViolationSource, alike
 from .plan.values import parse_state
-from .split import MIRRORED, Rule, Split, SplitState
+from .split import MIRRORED, Rule, Segment, Split, SplitState
 
 __all__ = ["with_tried_repairs"]
 
@@ -62,20 +62,21 @@ class _Search:
         if group[0].kind not in ("split", "rule", "device"):
             return
         keys = {v.key for v in group}
-        known: list[tuple[Rule, ...]] = []
+        known: dict[tuple[Rule, ...], CheckReport | None] = {}
         for rules in _fitting(group):
-            after = self.judged(rules) if rules not in known else None
-            known.append(rules)
+            after = known[rules] = known[rules] if rules in known else self.judged(rules)
             if after is not None and self.is_better(after, keys):
-                yield Repair(f"{_named(rules)} as {rules[0].split}", rules, tried=True)
+                yield Repair("; ".join(f"{_named([r])} as {r.split}" for r in rules), rules, tried=True)
                 break
         mirrored = dict.fromkeys(_clashing(group))
         for _ in range(MOST_ROUNDS):
             rules = _rules(tuple(mirrored), MIRRORED)
-            after = self.judged(rules) if rules and rules not in known else None
+            after = known[rules] if rules in known else self.judged(rules) if rules else None
             if after is None:
                 return
             if self.is_better(after, keys):
+                if rules in known:
+                    return  # said already
                 yield Repair(f"mirror {_named(rules)}", rules, tried=True)
                 return
             size = len(mirrored)
@@ -99,13 +100,41 @@ def _fitting(group: Sequence[Violation]) -> Iterator[tuple[Rule, ...]]:
         if _is_fixed(source):
             for split in _candidates(v, i, source, others):
                 yield _rules(tuple(dict.fromkeys(w.sources[i].name for w in group)), split)
-    # gate and up, say: one as the other
-    for i, k in ((0, 1), (1, 0)) if len(v.sources) > 1 and v.op not in ("MUL_MAT", "MUL_MAT_ID") else ():
-        mine, theirs = v.sources[i].origins, v.sources[k].origins
-        splits = {o.split for o in theirs}
-        state = _state(theirs[0].split or "-") if theirs else None
-        if mine and len(splits) == 1 and state is not None and splits != {o.split for o in mine}:
-            yield _rules(tuple(dict.fromkeys(o.tensor for w in group for o in w.sources[i].origins)), state)
+    # what made one source, with the shares of the other: gate and up, K and its cache
+    for i, source in enumerate(v.sources):
+        for other in v.sources:
+            splits = _same_shares(source, other)
+            if splits is not None:
+                yield tuple(r for o, split in splits for r in _rules(_at_place(group, i, o), split))
+
+
+def _same_shares(source: ViolationSource, other: ViolationSource) -> list[tuple[int, SplitState]] | None:
+    """For each weight behind a source, by number, its split with the shares of another source; None where they do not come out."""
+    theirs = _state(other.split)
+    if other is source or theirs is None or not sum(theirs.counts):
+        return None
+    out = []
+    for o, origin in enumerate(source.origins):
+        state = _state(origin.split or "-")
+        if state is None:
+            return None
+        if state.axis == "M":  # as whoever is split is split
+            found = {x.split for x in other.origins}
+            state = _state(found.pop() or "-") if len(found) == 1 else None
+            if state is None or not isinstance(state.axis, int):
+                return None
+            out.append((o, state))
+            continue
+        whole = sum(state.counts)
+        counts = [whole * n // sum(theirs.counts) for n in theirs.counts]
+        if len(state.segments) != 1 or state.segments[0].nr != 1 or sum(counts) != whole:
+            return None
+        out.append((o, SplitState(state.axis, (Segment(tuple(counts)),))))
+    return out if any(str(split) != source.origins[o].split for o, split in out) else None
+
+
+def _at_place(group: Sequence[Violation], i: int, o: int) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(v.sources[i].origins[o].tensor for v in group if o < len(v.sources[i].origins)))
 
 
 def _candidates(v: Violation, i: int, source: ViolationSource, others: Sequence[ViolationSource]) -> Iterator[SplitState | Split]:

@@ -5,6 +5,7 @@
 ``loading``         llama.cpp's model and the meta device that it made
 ``native_context``  llama.cpp's context: what contexts and plans share
 ``planning``        the plan of a model, from the header of its file
+``checking``        all that is wrong with a model's split at once, from the header of its file
 ``context``         decoding, generating, embeddings, states, sequences
 ``batch``, ``sampling``, ``vocabulary``, ``adapters``, ``memory``, ``state``: one thing each, for contexts
 ``model``           the handle that people use
@@ -13,6 +14,7 @@
 
 from .adapters import Adapter
 from .batch import Batch
+from .checking import check_model
 from .context import Context, GeneratedToken
 from .memory import MemoryUse
 from .model import Model
@@ -34,5 +36,6 @@ __all__ = [
     "Sampler",
     "SamplerOptions",
     "Vocabulary",
+    "check_model",
     "plan_model",
 ]

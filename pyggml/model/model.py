@@ -20,10 +20,12 @@ from ..gguf_check import check_gguf
 from ..gguf_info import GGUFInfo
 from ..meta import MetaDevice, as_rule
 from ..plan import SplitPlan
+from ..plan.check import CheckReport
 from ..split import Decision, Rule, SplitState, read_state
 from ..tensor import read_tensor
 from .adapters import Adapter
 from .batch import Tokens
+from .checking import check_model
 from .context import Context, GeneratedToken
 from .loading import LoadedModel, probe_load
 from .native_context import Observer
@@ -306,6 +308,14 @@ class Model(Handle):
         return plan_model(
             self.path, self.devices, n_tokens=n_tokens, n_past=n_past, all_logits=all_logits, rules=self.rules, options=self.options
         )
+
+    def check(self, n_tokens: int | None = None, n_past: int = 0, *, repairs: bool = True) -> CheckReport:
+        """Everything that would be refused, at once, in a decode of ``n_tokens`` behind ``n_past``. See `check_model`.
+
+        A model whose weights or caches cannot be split as asked does not load: `check_model` says what is wrong with those.
+        """
+        self._check_open()
+        return check_model(self.path, self.devices, n_tokens=n_tokens, n_past=n_past, rules=self.rules, options=self.options, repairs=repairs)
 
     def __repr__(self) -> str:
         if self.closed:

@@ -20,7 +20,7 @@ from ..meta import MetaDevice
 from ..split import Rule, TensorInfo, decide
 from .arch_rules import NO_RULES, arch_rules
 
-__all__ = ["FLASH", "ContextOptions", "Devices", "ModelOptions", "Progress", "cache_type", "check_arch", "check_cache", "check_rules", "devices_of", "shares_of"]
+__all__ = ["FLASH", "ContextOptions", "Devices", "ModelOptions", "Progress", "cache_type", "check_arch", "check_cache", "check_rules", "devices_of", "misfits", "shares_of"]
 
 SPLIT_MODES = ("none", "layer", "tensor")
 FLASH = {"auto": -1, "on": 1, "off": 0}
@@ -249,6 +249,17 @@ def check_rules(info: GGUFInfo, options: ModelOptions, rules: Sequence[Rule], n_
 
 
 def _check_fit(info: GGUFInfo, options: ModelOptions, rules: Sequence[Rule], n_devices: int) -> None:
+    wrong = misfits(info, options, rules, n_devices)
+    if len(wrong) == 1:
+        raise wrong[0]
+    if wrong:
+        lines = "".join(f"\n  {error}" for error in wrong)
+        first = wrong[0]
+        raise SplitError(f"{len(wrong)} tensors of {info.path} cannot be split as the rules say:{lines}", node=first.node, op=first.op, repair=first.repair)
+
+
+def misfits(info: GGUFInfo, options: ModelOptions, rules: Sequence[Rule], n_devices: int) -> list[SplitError]:
+    """What is wrong with rules for tensors of the file, one error for each tensor."""
     wrong: list[SplitError] = []
     for t in info.tensors:
         a, b, c, d = (*t.ne, 1, 1, 1, 1)[:4]
@@ -256,9 +267,4 @@ def _check_fit(info: GGUFInfo, options: ModelOptions, rules: Sequence[Rule], n_d
             decide(rules, TensorInfo(t.name, (a, b, c, d), t.dtype.name, t.dtype.block_size), n_devices, options.tensor_split)
         except SplitError as error:
             wrong.append(error)
-    if len(wrong) == 1:
-        raise wrong[0]
-    if wrong:
-        lines = "".join(f"\n  {error}" for error in wrong)
-        first = wrong[0]
-        raise SplitError(f"{len(wrong)} tensors of {info.path} cannot be split as the rules say:{lines}", node=first.node, op=first.op, repair=first.repair)
+    return wrong

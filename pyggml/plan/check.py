@@ -197,9 +197,14 @@ def folded_name(name: str) -> str:
 
 def alike(v: Violation) -> object:
     """Equal for violations of alike layers."""
+
+    def origins(s: ViolationSource) -> tuple[object, ...]:
+        # what is whole comes from here and there, in every layer from more
+        return tuple((folded_name(o.tensor), o.split, o.rule) for o in s.origins) if s.split.startswith("S") or [o.tensor for o in s.origins] == [s.name] else ()
+
     return (
         v.kind, folded_name(v.node), v.op, v.type, v.ne, folded_name(v.reason), v.rule,
-        tuple((folded_name(s.name), s.split, s.ne, tuple((folded_name(o.tensor), o.split, o.rule) for o in s.origins)) for s in v.sources),
+        tuple((folded_name(s.name), s.split, s.ne, origins(s)) for s in v.sources),
     )  # fmt: skip
 
 
@@ -221,7 +226,9 @@ def violations_from(found: Mapping[str, Any], origins: Mapping[str, Origin]) -> 
         rule = origin(v["node"]).rule if v["kind"] == "rule" else ""
         repairs = (Repair(v["repair"]),) if v["repair"] else ()
         out.append(Violation(v["kind"], v["node"], v["op"], v["type"], _ne(v["ne"]), v["reason"], sources, repairs, rule, v["detail"]))
-    return tuple(out), tuple(found["unjudged"])
+    # the same node may be in several graphs of a run: with other numbers of tokens
+    first = {(v.key, tuple(s.name for s in v.sources)): v for v in reversed(out)}
+    return tuple(v for v in out if first[v.key, tuple(s.name for s in v.sources)] is v), tuple(found["unjudged"])
 
 
 def violation_of(error: SplitError) -> Violation:
