@@ -7,6 +7,7 @@
 ``planning``        the plan of a model, from the header of its file
 ``checking``        all that is wrong with a model's split at once, from the header of its file
 ``context``         decoding, generating, embeddings, states, sequences
+``chat``            chat templates, conversations
 ``batch``, ``sampling``, ``vocabulary``, ``adapters``, ``memory``, ``state``: one thing each, for contexts
 ``model``           the handle that people use
 ==================  ====================================================================
@@ -14,6 +15,7 @@
 
 from .adapters import Adapter
 from .batch import Batch
+from .chat import Chat
 from .checking import check_model
 from .context import Context, GeneratedToken
 from .memory import MemoryUse
@@ -27,6 +29,7 @@ __all__ = [
     "GREEDY",
     "Adapter",
     "Batch",
+    "Chat",
     "Context",
     "ContextOptions",
     "GeneratedToken",

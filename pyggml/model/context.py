@@ -218,7 +218,7 @@ class Context(Handle):
 
     def generate(
         self,
-        prompt: Tokens,
+        prompt: str | Tokens,
         *,
         max_tokens: int | None = None,
         seq: int = 0,
@@ -230,7 +230,8 @@ class Context(Handle):
         """Continues a sequence, token by token.
 
         Args:
-            prompt: token ids that come first, behind what the sequence has.
+            prompt: text, or token ids, that come first, behind what the sequence has. A text gets the tokens that begin
+                one (BOS) where the sequence is empty.
             max_tokens: None: until the model ends it or the context is full.
             sampler: None: llama.cpp's usual chain.
             on_full: ``stop``, or ``shift``: forget the older half behind the first ``keep`` tokens, and go on.
@@ -249,6 +250,7 @@ class Context(Handle):
         self._check_open()
         self._need_logits()
         self._refuse_simulated("nothing was generated")
+        tokens = self.vocab.tokenize(prompt, special=self.n_past(seq) == 0) if isinstance(prompt, str) else prompt
         if isinstance(sampler, Sampler):
             if changes:
                 raise ArgumentError(f"give {', '.join(changes)} to the Sampler when it is made, not to generate()")
@@ -256,7 +258,7 @@ class Context(Handle):
         else:
             chain, mine = Sampler(self._native.loaded, sampler_options(sampler, changes)), True
         try:
-            self._feed(Batch().add(prompt, seq))
+            self._feed(Batch().add(tokens, seq))
         except BaseException:
             if mine:
                 chain.close()
@@ -298,11 +300,12 @@ class Context(Handle):
 
     # embeddings
 
-    def embed(self, texts: Sequence[Tokens], *, normalize: bool = True) -> list[npt.NDArray[np.float32]]:
+    def embed(self, texts: str | Sequence[str | Tokens], *, normalize: bool = True) -> list[npt.NDArray[np.float32]]:
         """Embeddings of texts, each computed by itself; the sequences that the context had are forgotten.
 
         Args:
-            texts: token ids of each text; at most ``n_batch`` and as many as a sequence can have.
+            texts: a list of texts, or of token ids of each text; one text alone is a list of one. A text may have
+                ``n_batch`` tokens, and as many as a sequence can have.
             normalize: to length 1 (not ranks).
 
         Returns:
@@ -310,14 +313,19 @@ class Context(Handle):
             ``pooling="rank"`` (outputs of the classifier,).
 
         Raises:
-            ArgumentError: the context was not made with ``embeddings=True``, or a text is too long.
+            ArgumentError: the context was not made with ``embeddings=True``, or a text is empty or too long.
+            UnsupportedError: a text for a model without a tokenizer.
         """
         self._check_open()
         if not self.options.embeddings:
             raise ArgumentError("embed() needs a context for embeddings: model.context(embeddings=True)")
         self._refuse_simulated("no embeddings were computed")
         limit = min(self.n_ctx_seq, self._native.n_batch)
-        checked = [token_ids(t) for t in texts]
+        if not isinstance(texts, (str, Sequence, np.ndarray)):
+            raise ArgumentError(f"embed(): expected a list of texts or of token ids, got {type(texts).__name__}")
+        vocab = self.vocab
+        listed = [vocab.tokenize(t) if isinstance(t, str) else t for t in ([texts] if isinstance(texts, str) else texts)]
+        checked = [token_ids(t) for t in listed]
         for i, ids in enumerate(checked):
             self._check_tokens(ids)
             if len(ids) > limit:

@@ -25,6 +25,7 @@ from ..split import Decision, Rule, SplitState, read_state
 from ..tensor import read_tensor
 from .adapters import Adapter
 from .batch import Tokens
+from .chat import Chat, Message, apply_chat_template, builtin_templates
 from .checking import check_model
 from .context import Context, GeneratedToken
 from .loading import LoadedModel, probe_load
@@ -238,6 +239,18 @@ class Model(Handle):
         self._check_open()
         return Context(self._loaded, changed(options or self.options.context, changes))
 
+    def split_rules(self) -> tuple[Rule, ...]:
+        """The split of every weight and cache, as llama.cpp's policy and the rules given decided, as rules: to be read,
+        changed, saved (`save_rules`) and given back (``rules=``). What has no part in decoding a token is not among them.
+
+        Raises:
+            UnsupportedError: ``split_mode`` is not ``tensor``: nothing is split.
+        """
+        self._check_open()
+        if self._loaded.meta is None:
+            raise UnsupportedError(f"{self.path.name} was loaded with split_mode={self.options.split_mode!r}: nothing is split")
+        return self.plan().split_rules()
+
     def logits(self, tokens: Tokens, *, observer: Observer | None = None) -> npt.NDArray[np.float32]:
         """The logits behind every token of one sequence, computed from an empty context.
 
@@ -280,6 +293,46 @@ class Model(Handle):
         """
         self._check_open()
         return Sampler(self._loaded, sampler_options(options, changes))
+
+    @property
+    def chat_template(self) -> str | None:
+        """The model's own chat template, in Jinja; None where its file has none."""
+        return self.vocab.chat_template
+
+    def apply_chat_template(self, messages: Sequence[Message], *, template: str | None = None, add_assistant: bool = True) -> str:
+        """A conversation as one text, as the model was trained to read it. Tokenize it with ``parse_special=True``.
+
+        Args:
+            messages: in order, each ``{"role": "user", "content": "..."}``; roles are ``system``, ``user``, ``assistant``.
+            template: None: the model's own; else one that llama.cpp knows by name, such as ``chatml``.
+            add_assistant: begin the assistant's answer at the end.
+
+        Raises:
+            UnsupportedError: the model has no template, or one that llama.cpp does not know (it runs no Jinja).
+            ArgumentError: messages of another form.
+        """
+        return apply_chat_template(self._template(template), messages, add_assistant=add_assistant)
+
+    def _template(self, given: str | None) -> str:
+        found = self.chat_template if given is None else given
+        if found is None:
+            raise UnsupportedError(f"{self.path.name} has no chat template: give template=, the name of one that llama.cpp knows ({', '.join(builtin_templates())})")
+        return found
+
+    def chat(self, *, system: str | None = None, template: str | None = None) -> Chat:
+        """A conversation in the default context, from empty: ``for token in chat.say("Hello"): ...``.
+
+        Args:
+            system: what the assistant is told before.
+            template: see `apply_chat_template`.
+
+        Raises:
+            UnsupportedError: no template, or no tokenizer.
+        """
+        chat = Chat(self.default_context, self._template(template), system=system)
+        self.vocab.tokenize("")
+        self.default_context.clear()
+        return chat
 
     def generate(self, prompt: str | Tokens, *, max_tokens: int | None = None, **changes: Any) -> Iterator[GeneratedToken]:
         """Continues a text in the default context, from empty. See `Context.generate`.

@@ -58,6 +58,12 @@ class Vocabulary:
         vocab = self._ptr
         return tuple(i for i in range(len(self)) if lib.llama_vocab_is_eog(vocab, i))
 
+    @property
+    def chat_template(self) -> str | None:
+        """The template with which the model was trained to converse, in Jinja; None where its file has none."""
+        found = lib.llama_model_chat_template(self._loaded.ptr, ffi.NULL)
+        return None if found == ffi.NULL else str(ffi.string(found).decode("utf-8", "replace"))
+
     def tokenize(self, text: str, *, special: bool = True, parse_special: bool = False) -> list[int]:
         """The tokens of a text.
 

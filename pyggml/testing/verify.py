@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,8 @@ def verify_arch(
     moe: bool | None = None,
     shares: Sequence[int] = (1, 1),
     prompts: Sequence[int] = (1, 17),
+    made_for: Sequence[int] | None = None,
+    sizes: Mapping[str, int] | None = None,
     **options: Any,
 ) -> SplitVerdict:
     """Splits a tiny model of an architecture over virtual CPU devices, and compares it with one.
@@ -79,13 +81,20 @@ def verify_arch(
         moe: see `tiny_gguf`.
         shares: of the devices; the model is made so that they come out exactly.
         prompts: numbers of tokens.
+        made_for: the shares that the model is made for instead, so that others are rounded, some of them to nothing.
+        sizes: numbers of `tiny_gguf` that are to differ, such as ``{"n_ff": 328, "n_vocab": 389}``: odd ones are rounded, too.
         options: further arguments of `Model`, such as ``rules``.
 
     Returns:
         A `SplitVerdict`; refusals are in it, as text.
+
+    Raises:
+        ShapeError: there is no such model of these sizes.
     """
     known = ZOO[arch]
-    file = tiny_gguf(Path(folder) / f"{arch}-{'-'.join(map(str, shares))}{'-moe' if moe else ''}.gguf", arch, moe=moe, shares=(tuple(shares),))
+    file = tiny_gguf(
+        Path(folder) / f"{arch}-{'-'.join(map(str, shares))}{'-moe' if moe else ''}.gguf", arch, moe=moe, shares=(tuple(made_for or shares),), **(sizes or {})  # type: ignore[arg-type]
+    )
     tokens = [np.random.default_rng([1, n]).integers(0, file.n_vocab, n) for n in prompts]
     with Model(file, "vcpu:1", **_F32) as one:  # type: ignore[arg-type]
         wanted = [outputs_of(one, known.kind, t) for t in tokens]
