@@ -46,7 +46,7 @@ class Step:
     @property
     def passes(self) -> bool:
         """Whether it only hands on the split of one other tensor."""
-        return len(self.causes) == 1 and not self.partners and self.kind in ("split", "mirrored")
+        return len(self.causes) == 1 and not self.partners and self.kind in ("split", "mirrored", "summand")
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,22 +217,37 @@ class Explainer:
         stack: list[tuple[int, int, bool]] = [(number, 0, False)]
         while stack:
             at, depth, ends = stack.pop()
-            t = self._tensors[at]
-            if isinstance(t, PlanLeaf):
-                kind = "unknown" if t.cause is None else t.cause.kind
-                steps.append(Step(at, t.label, kind, self._leaf_text(t), (), (), None if t.cause is None else t.cause.rule, depth, t.op))
-                continue
+            step = self.step(at, ends, depth)
+            steps.append(step)
             if ends:
                 sums.append(at)
-                steps.append(Step(at, t.label, "summed", self._summed_text(t), (), (), None, depth, t.op))
-                continue
-            causes, partners = self._causes[at], self._partners[at]
-            steps.append(Step(at, t.label, _kind(t), self._node_text(t, causes, partners), causes, partners, None, depth, t.op))
-            for s in reversed((*causes, *partners)):
+            for s in reversed((*step.causes, *step.partners)):
                 if s not in seen:
                     seen.add(s)
-                    stack.append((s, depth + 1, self._ends_at(s, t)))
+                    stack.append((s, depth + 1, self.ends_at(s, at)))
         return Explanation(number, x.label, _text(x), tuple(steps), self.rules_of(number), tuple(sorted(sums)), self._note(x))
+
+    def step(self, number: int, ends: bool = False, depth: int = 0) -> Step:
+        """The one link of a tensor.
+
+        Args:
+            number: of the node or leaf.
+            ends: the chain ends here, at a sum; see `ends_at`.
+            depth: links from the tensor that is explained.
+        """
+        t = self._tensors[number]
+        if isinstance(t, PlanLeaf):
+            kind = "unknown" if t.cause is None else t.cause.kind
+            return Step(number, t.label, kind, self._leaf_text(t), (), (), None if t.cause is None else t.cause.rule, depth, t.op)
+        if ends:
+            return Step(number, t.label, "summed", self._summed_text(t), (), (), None, depth, t.op)
+        causes, partners = self._causes[number], self._partners[number]
+        return Step(number, t.label, _kind(t), self._node_text(t, causes, partners), causes, partners, None, depth, t.op)
+
+    def ends_at(self, cause: int, reader: int) -> bool:
+        """Whether the chain ends at a cause of a node, because it was summed before the node reads it."""
+        x = self._tensors[reader]
+        return isinstance(x, PlanNode) and self._ends_at(cause, x)
 
     def _note(self, x: PlanNode | PlanLeaf) -> str:
         alike = [n.index for n in self.plan.nodes if n.name == x.name] if isinstance(x, PlanNode) and x.name else []
@@ -308,7 +323,7 @@ class Explainer:
         if partners:
             text += f"; {_and(self._brief(s, x) for s in partners)} must go with it"
         reduce = self._summed_after.get(x.index)
-        if reduce is not None and (x.pending or x.split.axis == "P"):
+        if reduce is not None and (reduce.after == x.index or x.split.axis == "P"):
             text += f"; summed {self._where(x, reduce)}: {_size(reduce)}"
         return text
 
@@ -364,7 +379,7 @@ def _because(x: PlanNode, names: list[str], axes: Sequence[int | str | None], fi
     both = "both " if len(names) == 2 else ""
     assert x.split is not None
     if x.pending:
-        return f"it is computed from {all_of}, of which every device has a summand until then"
+        return f"{op} works on {all_of}, before the devices' summands are added up"
     axis = x.split.axis
     if op in ("MUL_MAT", "MUL_MAT_ID"):
         if axis == "P":
