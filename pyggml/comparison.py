@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,9 @@ from .errors import ArgumentError, Error
 if TYPE_CHECKING:
     from .graph import Graph
     from .meta import Target
+    from .tensor import Tensor
 
-__all__ = ["Comparison", "ComparisonError", "NodeDifference", "compare", "nmse"]
+__all__ = ["Comparison", "ComparisonError", "NodeDifference", "TracedTensor", "ancestry", "compare", "nmse"]
 
 DEFAULT_TOLERANCE = 1e-7
 
@@ -53,6 +54,31 @@ class NodeDifference:
 
 
 @dataclass(frozen=True, slots=True)
+class TracedTensor:
+    """A node or leaf in the ancestry of a node, with what it is computed from."""
+
+    name: str
+    op: str
+    """What ggml computes, or ``weight``, ``fixed`` (a cache), ``input``."""
+    type: str
+    ne: tuple[int, ...]
+    split: str
+    difference: NodeDifference | None
+    """None: its value was not seen (an input, part of a fused pair, or a view that is not one piece of memory)."""
+    sources: tuple[TracedTensor, ...]
+
+
+def ancestry(tensor: TracedTensor, indent: str = "") -> Iterator[str]:
+    """A line for a tensor and for each of those that it is computed from, indented by their distance."""
+    d = tensor.difference
+    seen = "not seen" if d is None else f"NMSE {d.nmse:.3g}, largest difference {d.max_abs:.3g}"
+    shape = "x".join(map(str, tensor.ne))
+    yield f"{indent}{tensor.name or '(no name)'} ({tensor.op}, {tensor.type} {shape}{', ' if tensor.split else ''}{tensor.split}): {seen}"
+    for source in tensor.sources:
+        yield from ancestry(source, indent + "  ")
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
     """The outcome of `compare`."""
 
@@ -62,6 +88,8 @@ class Comparison:
     """The first node in order of computation that is off, when an output is off."""
     device: str
     reference: str
+    traced: TracedTensor | None = None
+    """The first diverging node with what it is computed from."""
 
     @property
     def ok(self) -> bool:
@@ -85,7 +113,9 @@ class Comparison:
             f"  {'ok  ' if d.nmse <= self.tolerance else 'DIFF'} {d.name} ({d.op}): NMSE {d.nmse:.3g}, largest difference {d.max_abs:.3g}"
             for d in self.outputs
         ]
-        if self.first_diverging is not None:
+        if self.traced is not None:
+            lines += ["  first diverging node, and what it is computed from:", *ancestry(self.traced, "    ")]
+        elif self.first_diverging is not None:
             d = self.first_diverging
             lines.append(f"  first diverging node: {d.name} ({d.op}), NMSE {d.nmse:.3g}")
         return "\n".join(lines)
@@ -152,23 +182,45 @@ def compare(
         theirs = reference.run(values)
         outputs = tuple(_difference(name, graph.outputs[name].op, mine[name], theirs[name]) for name in mine)
         ok = all(d.nmse <= tolerance for d in outputs)
-        first = None if ok else _first_diverging(graph, on, values, tolerance)
+        traced = None if ok else _first_diverging(graph, on, values, tolerance)
         for weights in reference._weights.values():
             weights.close()
-    return Comparison(outputs, tolerance, first, graph.device.name, on.name)
+    return Comparison(outputs, tolerance, None if traced is None else traced.difference, graph.device.name, on.name, traced)
 
 
-def _first_diverging(graph: Graph, on: Target, values: Mapping[str, Any], tolerance: float) -> NodeDifference | None:
+def _first_diverging(graph: Graph, on: Target, values: Mapping[str, Any], tolerance: float) -> TracedTensor | None:
+    found: dict[int, NodeDifference] = {}
     with graph.replica(graph.device, keep_all=True) as a, graph.replica(on, keep_all=True) as b:
         a.run(values)
         b.run(values)
         for x, y in zip(a.nodes(), b.nodes(), strict=True):
             if x.dtype.numpy is None or not _is_plain(x):
                 continue
-            d = _difference(x.name, x.op, x.numpy(), y.numpy())
+            found[_key(x)] = d = _difference(x.name, x.op, x.numpy(), y.numpy())
             if d.nmse > tolerance:
-                return d
+                return _traced(a, x, found, 3)
     return None
+
+
+def _key(tensor: Tensor) -> int:
+    from ._ffi import ffi
+
+    return int(ffi.cast("uintptr_t", tensor.ptr))
+
+
+def _traced(graph: Graph, tensor: Tensor, found: Mapping[int, NodeDifference], levels: int) -> TracedTensor:
+    from .plan import VIEW_OPS
+
+    op, difference = tensor.op, found.get(_key(tensor))
+    if op == "NONE":  # both graphs were given the same values
+        op = "input" if any(_key(t) == _key(tensor) for t in graph.inputs.values()) else "weight"
+        difference = NodeDifference(tensor.name, op, 0.0, 0.0)
+    # views are on the way, not a level of their own
+    deeper = levels if op in VIEW_OPS else levels - 1
+    sources = [_traced(graph, s, found, deeper) for s in graph._sources(tensor.ptr)] if levels > 0 else []
+    state = tensor.split(synced=False)
+    ne = tensor.ne[: max((k + 1 for k, n in enumerate(tensor.ne) if n != 1), default=1)]
+    return TracedTensor(tensor.name, op, tensor.dtype.name, ne, "" if state is None else str(state), difference, tuple(sources))
 
 
 def _is_plain(tensor: Any) -> bool:

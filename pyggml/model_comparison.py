@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._arguments import whole
-from .comparison import ComparisonError, NodeDifference, _difference
+from .comparison import ComparisonError, NodeDifference, TracedTensor, _difference, ancestry
 from .dtype import QuantizedArray, as_dtype, dequantize
 from .errors import ArgumentError, UnsupportedError
 from .model import Model
@@ -91,21 +91,6 @@ class ModelComparison:
 
 
 @dataclass(frozen=True, slots=True)
-class TracedTensor:
-    """A node or leaf in the ancestry of a node, with what it is computed from."""
-
-    name: str
-    op: str
-    """What ggml computes, or ``weight``, ``fixed`` (a cache), ``input``."""
-    type: str
-    ne: tuple[int, ...]
-    split: str
-    difference: NodeDifference | None
-    """None: its value was not seen (an input, part of a fused pair, or a view that is not one piece of memory)."""
-    sources: tuple[TracedTensor, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class NodeComparison:
     """The outcome of `compare_nodes`."""
 
@@ -136,7 +121,7 @@ class NodeComparison:
         if self.first is None:
             one = self.largest
             return f"{head}\n  no node differs by more; most: {one.name} ({one.op}), NMSE {one.nmse:.3g}"
-        return "\n".join((head, "first diverging node, and what it is computed from:", *_tree(self.first, "  ")))
+        return "\n".join((head, "first diverging node, and what it is computed from:", *ancestry(self.first, "  ")))
 
 
 def compare_models(
@@ -408,15 +393,6 @@ def _traced(
 
 def _dims(ne: tuple[int, ...]) -> tuple[int, ...]:
     return ne[: max((k + 1 for k, n in enumerate(ne) if n != 1), default=1)]
-
-
-def _tree(tensor: TracedTensor, indent: str) -> Iterator[str]:
-    d = tensor.difference
-    seen = "not seen" if d is None else f"NMSE {d.nmse:.3g}, largest difference {d.max_abs:.3g}"
-    shape = "x".join(map(str, tensor.ne))
-    yield f"{indent}{tensor.name or '(no name)'} ({tensor.op}, {tensor.type} {shape}{', ' if tensor.split else ''}{tensor.split}): {seen}"
-    for source in tensor.sources:
-        yield from _tree(source, indent + "  ")
 
 
 def _plain(value: Any) -> Any:
