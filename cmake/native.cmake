@@ -37,8 +37,8 @@ function(pyggml_native_sources target)
     set(PYGGML_NATIVE_SOURCES "${PYGGML_NATIVE_SOURCES};${files}" PARENT_SCOPE)
 endfunction()
 
-# guards, counted memory, meta devices and what ggml inferred for them
-pyggml_native_sources(ggml-base "guard*.cpp" "memory*.cpp" "meta*.cpp" "placement*.cpp")
+# guards, counted memory, meta devices and what ggml inferred for them, traces
+pyggml_native_sources(ggml-base "guard*.cpp" "memory*.cpp" "meta*.cpp" "placement*.cpp" "trace*.cpp")
 
 # kernels whose failures reach the caller
 pyggml_native_sources(ggml-cpu "ggml_cpu*.c" "ggml_cpu*.cpp")

@@ -20,6 +20,16 @@ struct reduction {
     std::vector<bool>        counts; // false: no valid data, counts as zero whatever it holds
     std::vector<failure_ptr> failed;
     rising                   stage;
+
+    // for traces: empty when nobody listens
+    std::vector<trace::ticket> tickets;
+    std::vector<int64_t>       arrived;
+
+    // slices begin at cache lines
+    int64_t begin_of(size_t j) const {
+        const int64_t k = data.size();
+        return j == 0 ? 0 : (int64_t) j == k ? n : std::min<int64_t>(n, (n * (int64_t) j / k + 31) / 32 * 32);
+    }
 };
 
 void read_floats(const reduction & r, size_t j, int64_t first, int64_t n, float * to) {
@@ -74,23 +84,75 @@ void reduce_slice(const reduction & r, int64_t first, int64_t last) {
     }
 }
 
+// What device j reads from others and writes to others, in bytes.
+int64_t moved_by(const reduction & r, size_t j) {
+    const size_t others = std::count(r.counts.begin(), r.counts.end(), true) - (r.counts[j] ? 1 : 0);
+    const int64_t slice = (r.begin_of(j + 1) - r.begin_of(j)) * (int64_t) ggml_type_size(r.type);
+    return slice * (int64_t) (others + r.data.size() - 1);
+}
+
+// For traces: the device's time in a sum, which begins and ends with waiting for the others.
+struct traced_sum {
+    const reduction & r;
+    const size_t      j;
+    trace::queued *   t;
+    int64_t           all_here = 0, summed = 0;
+
+    traced_sum(reduction & r, size_t j) : r(r), j(j), t(r.tickets.empty() ? nullptr : r.tickets[j].get()) {
+        if (t != nullptr) {
+            r.arrived[j] = trace::now();
+        }
+    }
+    void mark(int64_t & when) const {
+        if (t != nullptr) {
+            when = trace::now();
+        }
+    }
+    ~traced_sum() {
+        if (t == nullptr) {
+            return;
+        }
+        const size_t last = std::max_element(r.arrived.begin(), r.arrived.end()) - r.arrived.begin();
+        ggml_backend_dev_t late = r.tickets[last]->e.device;
+        t->done(PGG_TRACE_WAIT, r.arrived[j], all_here, last == j ? nullptr : late);
+        t->done(all_here, summed);
+        t->done(PGG_TRACE_WAIT, summed, trace::now(), nullptr);
+    }
+};
+
 void reduce_on(stream & s, reduction & r, size_t j) {
     const size_t n_devs = r.data.size();
+    traced_sum traced(r, j);
     r.failed[j] = s.failed();
     r.stage.add();
     r.stage.wait(n_devs);
+    traced.mark(traced.all_here);
 
     const auto f = std::find_if(r.failed.begin(), r.failed.end(), [](const failure_ptr & f) { return f != nullptr; });
     if (f != r.failed.end()) {
         s.fail(*f);
     } else if (!closing.load(std::memory_order_relaxed)) {
-        // slices begin at cache lines
-        const auto begin = [&](size_t k) { return std::min<int64_t>(r.n, (r.n * (int64_t) k / (int64_t) n_devs + 31) / 32 * 32); };
-        reduce_slice(r, j == 0 ? 0 : begin(j), j + 1 == n_devs ? r.n : begin(j + 1));
+        reduce_slice(r, r.begin_of(j), r.begin_of(j + 1));
         count(s.dev.stats.allreduces, s.dev.stats.allreduce_bytes, r.bytes);
     }
+    traced.mark(traced.summed);
     r.stage.add();
     r.stage.wait(2*n_devs);
+}
+
+void note_sum(reduction & r, const std::vector<stream *> & streams) {
+    const uint64_t join = trace::next_number();
+    for (size_t j = 0; j < streams.size(); j++) {
+        trace::ticket t = trace::enqueued(PGG_TRACE_ALLREDUCE, &streams[j]->dev.dev, r.bytes);
+        if (t == nullptr) {
+            r.tickets.clear();
+            return;
+        }
+        t->e.join  = join;
+        t->e.moved = moved_by(r, j);
+        r.tickets.push_back(std::move(t));
+    }
+    r.arrived.resize(streams.size());
 }
 
 } // namespace
@@ -148,6 +210,9 @@ bool comm_allreduce_tensor(void * comm, ggml_tensor ** tensors) {
     r->n     = ggml_nelements(t0);
     r->bytes = ggml_nbytes(t0);
     r->failed.resize(n);
+    if (trace::any()) {
+        note_sum(*r, streams);
+    }
 
     std::vector<std::unique_ptr<work_item>> items;
     for (size_t j = 0; j < n; j++) {

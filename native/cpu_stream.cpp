@@ -30,12 +30,29 @@ const char * buft_get_name(ggml_backend_buffer_type_t buft) {
     return dev_of(buft).name.c_str();
 }
 
+// what the calling thread did with a device, since t0
+void note_on_host(int kind, device & d, int64_t t0, device * peer, size_t bytes) {
+    if (trace::audience_ptr to = trace::listening()) {
+        pgg_trace_event e = trace::event(kind, &d.dev);
+        e.queued = e.start = t0;
+        e.end    = trace::now();
+        e.peer   = peer != nullptr ? &peer->dev : nullptr;
+        e.bytes  = bytes;
+        e.flags  = PGG_TRACE_EXACT;
+        trace::record(*to, e, nullptr);
+    }
+}
+
 // Waits for all that was queued before an access from outside of the queue.
 bool quiet(device & d) {
     if (!usable_or_report(d)) {
         return false;
     }
+    const int64_t t0 = trace::any() ? trace::now() : 0;
     d.queue.wait_idle();
+    if (t0 != 0 && trace::now() - t0 > 1000) { // ns: else there was nothing to wait for
+        note_on_host(PGG_TRACE_SYNC, d, t0, nullptr, 0);
+    }
     return true;
 }
 
@@ -104,8 +121,12 @@ bool buffer_cpy(ggml_backend_buffer_t buffer, const ggml_tensor * src, ggml_tens
         if (!quiet(dev_of(from)) || !quiet(d)) {
             return true; // reported; another way to copy would only report it again
         }
+        const int64_t t0 = trace::any() ? trace::now() : 0;
         memcpy(dst->data, src->data, size);
         count(d.stats.copies, d.stats.copy_bytes, size);
+        if (t0 != 0) {
+            note_on_host(PGG_TRACE_COPY, d, t0, &dev_of(from), size);
+        }
         return true;
     }
     if (from != nullptr && ggml_backend_buffer_is_host(from)) {
@@ -233,7 +254,9 @@ void set_2d_async(ggml_backend_t backend, ggml_tensor * tensor, const void * dat
         move(copy.data(), size, data, stride_data, size, n);
         stride_data = size;
     }
-    enqueue(s, [&d = s.dev, to, data, size, n, stride_tensor, stride_data, copy = std::move(copy)] {
+    enqueue(s, [&d = s.dev, to, data, size, n, stride_tensor, stride_data, copy = std::move(copy),
+            ticket = trace::enqueued(PGG_TRACE_SET, &s.dev.dev, size * n)] {
+        const trace::timed timed(ticket);
         move(to, stride_tensor, copy.empty() ? data : copy.data(), stride_data, size, n);
         count(d.stats.sets, d.stats.set_bytes, size * n);
     });
@@ -246,7 +269,9 @@ void get_2d_async(ggml_backend_t backend, const ggml_tensor * tensor, void * dat
         return;
     }
     const char * from = (const char *) tensor->data + offset;
-    enqueue(s, [&d = s.dev, from, data, size, n, stride_tensor, stride_data] {
+    enqueue(s, [&d = s.dev, from, data, size, n, stride_tensor, stride_data,
+            ticket = trace::enqueued(PGG_TRACE_GET, &s.dev.dev, size * n)] {
+        const trace::timed timed(ticket);
         move(data, stride_data, from, stride_tensor, size, n);
         count(d.stats.gets, d.stats.get_bytes, size * n);
     });
@@ -264,6 +289,23 @@ void get_async(ggml_backend_t backend, const ggml_tensor * tensor, void * data, 
 struct meeting {
     rising      stage;
     failure_ptr failed; // written by the source before it is ready
+    int64_t     began = 0; // by the destination before it is done, for traces
+};
+
+// for traces, the two sides of a copy; both NULL when nobody listens
+struct copy_tickets {
+    trace::ticket source, destination;
+
+    copy_tickets(device & from, device & to, size_t bytes) {
+        source      = trace::enqueued(PGG_TRACE_SEND, &from.dev, bytes);
+        destination = trace::enqueued(PGG_TRACE_COPY, &to.dev, bytes);
+        if (source != nullptr && destination != nullptr) {
+            source->e.join  = destination->e.join  = trace::next_number();
+            source->e.moved = destination->e.moved = (int64_t) bytes;
+            source->e.peer      = &to.dev;
+            destination->e.peer = &from.dev;
+        }
+    }
 };
 
 bool cpy_async(ggml_backend_t backend_src, ggml_backend_t backend_dst, const ggml_tensor * src, ggml_tensor * dst) {
@@ -285,7 +327,8 @@ bool cpy_async(ggml_backend_t backend_src, ggml_backend_t backend_dst, const ggm
         count(d.stats.copies, d.stats.copy_bytes, size);
     };
     if (&a.dev == &b.dev) {
-        enqueue(b, [&a, &b, copy] {
+        enqueue(b, [&a, &b, copy, ticket = trace::enqueued(PGG_TRACE_COPY, &b.dev.dev, ggml_nbytes(src))] {
+            const trace::timed timed(ticket);
             if (failure_ptr f = a.failed()) {
                 b.fail(f);
             } else {
@@ -296,17 +339,29 @@ bool cpy_async(ggml_backend_t backend_src, ggml_backend_t backend_dst, const ggm
         return true;
     }
     auto m = std::make_shared<meeting>();
-    auto source = make_work([&a, m] {
+    copy_tickets tickets(a.dev, b.dev, ggml_nbytes(src));
+    auto source = make_work([&a, m, ticket = std::move(tickets.source)] {
+        const int64_t t0 = ticket != nullptr ? trace::now() : 0;
         m->failed = a.failed();
         m->stage.add();
         m->stage.wait(2);
+        if (ticket != nullptr && m->began != 0) {
+            ticket->done(PGG_TRACE_WAIT, t0, m->began, ticket->e.peer);
+            ticket->done(m->began, trace::now());
+        }
     });
-    auto destination = make_work([&b, m, copy] {
+    auto destination = make_work([&b, m, copy, ticket = std::move(tickets.destination)] {
+        const int64_t t0 = ticket != nullptr ? trace::now() : 0;
         m->stage.wait(1);
+        m->began = ticket != nullptr ? trace::now() : 0;
         if (m->failed != nullptr) {
             b.fail(m->failed);
         } else if (b.failed() == nullptr && !closing.load(std::memory_order_relaxed)) {
             copy();
+        }
+        if (ticket != nullptr) {
+            ticket->done(PGG_TRACE_WAIT, t0, m->began, ticket->e.peer);
+            ticket->done(m->began, trace::now());
         }
         m->stage.add();
     });
@@ -386,8 +441,9 @@ ggml_backend_t cpu_of(device & d) {
     return d.cpu;
 }
 
-void compute(stream & s, graph_copy & copy) {
+void compute(stream & s, graph_copy & copy, const trace::ticket & ticket) {
     device & d = s.dev;
+    const trace::mute mute; // what runs below is this graph
     ggml_backend_t cpu = cpu_of(d);
     ggml_backend_cpu_set_abort_callback(cpu, should_stop, &s);
     if (interrupted.load(std::memory_order_relaxed)) {
@@ -413,6 +469,9 @@ void compute(stream & s, graph_copy & copy) {
         n += (node->flags & GGML_TENSOR_FLAG_COMPUTE) != 0 && !ggml_op_is_empty(node->op);
     }
     count(d.stats.graph_computes, d.stats.nodes, n);
+    if (ticket != nullptr) {
+        ticket->e.computed = (int32_t) n;
+    }
 }
 
 std::unique_ptr<graph_copy> spare_copy(device & d) {
@@ -452,8 +511,9 @@ ggml_status graph_compute(ggml_backend_t backend, ggml_cgraph * cgraph) {
     interrupted.store(false);
     std::unique_ptr<graph_copy> copy = spare_copy(s.dev);
     copy->assign(cgraph);
-    enqueue(s, [&s, copy = std::move(copy)]() mutable {
-        compute(s, *copy);
+    enqueue(s, [&s, copy = std::move(copy), ticket = trace::enqueued(&s.dev.dev, cgraph)]() mutable {
+        const trace::timed timed(ticket);
+        compute(s, *copy, ticket);
         keep_spare(s.dev, std::move(copy));
     });
     return GGML_STATUS_SUCCESS;

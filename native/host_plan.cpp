@@ -7,6 +7,7 @@
 
 #include "host_plan.h"
 #include "guard.h"
+#include "trace.h"
 
 #include "ggml-backend-impl.h"
 #include "ggml-impl.h"
@@ -319,6 +320,7 @@ void pgg_plan_mode_begin(void) {
         put_hooks();
         if (this_thread.depth == 0) {
             this_thread.scope = std::make_shared<plan_scope>();
+            pgg_trace_mute(true); // nothing of it runs
         }
         this_thread.depth++;
         return 0;
@@ -326,8 +328,8 @@ void pgg_plan_mode_begin(void) {
 }
 
 void pgg_plan_mode_end(void) {
-    if (this_thread.depth > 0) {
-        this_thread.depth--;
+    if (this_thread.depth > 0 && --this_thread.depth == 0) {
+        pgg_trace_mute(false);
     }
 }
 

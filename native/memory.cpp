@@ -1,9 +1,11 @@
 // Bytes by buffer type, counted where ggml allocates and frees. Takes the place of ggml-backend.cpp in ggml-base,
 // and includes it: whether a buffer is one of CUDA's or RPC's is decided by the address of its free_buffer, so that
-// pointer must stay what it is, and the one place that calls it is where the end of a buffer can be seen.
+// pointer must stay what it is, and the one place that calls it is where the end of a buffer can be seen. The places that
+// call backends are where traces look on (trace.h).
 
 #include "buffer_memory.h"
 #include "guard.h"
+#include "trace.h"
 
 #include "ggml-backend-impl.h"
 #include "ggml-impl.h"
@@ -90,7 +92,31 @@ ggml_backend_buffer_t counted_free(ggml_backend_buffer_t buffer) {
 // ggml_backend_buffer_free is the only caller of free_buffer(buffer); names without a call are left alone.
 #define free_buffer(buffer) free_buffer(counted_free(buffer))
 #define ggml_aligned_malloc pgg::buffer_malloc // only the CPU's buffers call it here
+// Every call of a backend by way of ggml, for traces: the first argument lives until the call returns. Each of these is
+// called in one place; names without a call are left alone here, too.
+#define graph_compute(b, g)                          graph_compute(pgg::trace::computing(b, g), g)
+#define synchronize(b)                               synchronize(pgg::trace::request(b, PGG_TRACE_SYNC))
+#define set_tensor(b, t, data, at, n)                set_tensor(pgg::trace::access(b, PGG_TRACE_SET, n), t, data, at, n)
+#define get_tensor(b, t, data, at, n)                get_tensor(pgg::trace::access(b, PGG_TRACE_GET, n), t, data, at, n)
+#define set_tensor_2d(b, t, data, at, n, k, ...)     set_tensor_2d(pgg::trace::access(b, PGG_TRACE_SET, (n)*(k)), t, data, at, n, k, __VA_ARGS__)
+#define get_tensor_2d(b, t, data, at, n, k, ...)     get_tensor_2d(pgg::trace::access(b, PGG_TRACE_GET, (n)*(k)), t, data, at, n, k, __VA_ARGS__)
+#define set_tensor_async(b, t, data, at, n)          set_tensor_async(pgg::trace::request(b, PGG_TRACE_SET, n), t, data, at, n)
+#define get_tensor_async(b, t, data, at, n)          get_tensor_async(pgg::trace::request(b, PGG_TRACE_GET, n), t, data, at, n)
+#define set_tensor_2d_async(b, t, data, at, n, k, ...) \
+    set_tensor_2d_async(pgg::trace::request(b, PGG_TRACE_SET, (n)*(k)), t, data, at, n, k, __VA_ARGS__)
+#define get_tensor_2d_async(b, t, data, at, n, k, ...) \
+    get_tensor_2d_async(pgg::trace::request(b, PGG_TRACE_GET, (n)*(k)), t, data, at, n, k, __VA_ARGS__)
 #include "ggml-backend.cpp"
+#undef get_tensor_2d_async
+#undef set_tensor_2d_async
+#undef get_tensor_async
+#undef set_tensor_async
+#undef get_tensor_2d
+#undef set_tensor_2d
+#undef get_tensor
+#undef set_tensor
+#undef synchronize
+#undef graph_compute
 #undef ggml_aligned_malloc
 #undef free_buffer
 

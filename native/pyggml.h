@@ -143,6 +143,71 @@ typedef void (*pgg_node_observer_t)(const struct ggml_tensor * node, const void 
 PGG_API void   pgg_meta_observe(ggml_backend_dev_t meta_dev, pgg_node_observer_t observer, void * user_data);
 
 //
+// trace.cpp: what ran when
+//
+
+enum pgg_trace_kind {
+    PGG_TRACE_SPAN      = 0,  // host: a part of a run that Python named
+    PGG_TRACE_PREPARE   = 1,  // host: a meta graph before its first subgraph is given to a device (slices, cut, checks)
+    PGG_TRACE_QUEUE     = 2,  // host: giving out the subgraphs of a meta graph; computed: how many subgraphs
+    PGG_TRACE_SYNC      = 3,  // host: waiting for a device
+    PGG_TRACE_COMPUTE   = 4,  // device: a subgraph, or a graph without a meta device
+    PGG_TRACE_STEP      = 5,  // device: an addition of ggml's butterfly, or what clears a summand
+    PGG_TRACE_ALLREDUCE = 6,  // device: its part of a sum by a communicator; bytes: payload
+    PGG_TRACE_WAIT      = 7,  // device: for a peer
+    PGG_TRACE_COPY      = 8,  // from peer to device; of device's time
+    PGG_TRACE_SEND      = 9,  // the same copy, of the time of the device that is read; peer: where to
+    PGG_TRACE_SET       = 10, // from the host to a device
+    PGG_TRACE_GET       = 11, // from a device to the host
+};
+
+enum pgg_trace_flag {
+    PGG_TRACE_EXACT    = 1, // begin and end are those of the work itself; else those of the call that asked for it
+    PGG_TRACE_SYNCED   = 2, // the call waited for the work to end
+    PGG_TRACE_ON_QUEUE = 4, // on the device's own thread; else on the host thread that asked
+};
+
+struct pgg_trace_event {
+    int64_t            queued; // when the host asked; times are nanoseconds of pgg_trace_now
+    int64_t            start;
+    int64_t            end;
+    ggml_backend_dev_t device; // NULL: the host
+    ggml_backend_dev_t peer;   // or NULL
+    uint64_t           bytes;  // payload
+    int64_t            moved;  // bytes that this device read from others and wrote to others; -1: not known
+    uint64_t           join;   // events with the same number, not 0, are parts of one copy or one all-reduce
+    uint64_t           graph;  // events with the same number, not 0, are of one graph
+    int32_t            subgraph;
+    int32_t            kind;     // enum pgg_trace_kind
+    int32_t            flags;    // enum pgg_trace_flag
+    int32_t            thread;   // of the host that asked
+    int32_t            nodes;    // of the subgraph or graph, without views that were put in
+    int32_t            computed; // of these, by this device; -1: not counted
+    int32_t            label;    // see pgg_trace_label; -1: none
+};
+
+struct pgg_trace_totals {
+    int64_t  begin;
+    int64_t  end;
+    uint64_t n_events;
+    uint64_t n_labels;
+    uint64_t dropped; // events beyond the limit
+};
+
+// Begins a trace of what this thread does and has done (everyone: all threads) and returns its number.
+// sync: devices without events of ours are waited for after each subgraph, so that their ends are known.
+PGG_API uint64_t     pgg_trace_begin(bool everyone, bool sync, uint64_t limit);
+// waits for what was queued while it was open
+PGG_API void         pgg_trace_end(uint64_t id, struct pgg_trace_totals * totals);
+PGG_API size_t       pgg_trace_events(uint64_t id, struct pgg_trace_event * out, size_t n); // in the order in which they ended
+PGG_API const char * pgg_trace_label(uint64_t id, size_t i); // until the trace is freed
+PGG_API void         pgg_trace_free(uint64_t id);
+PGG_API int64_t      pgg_trace_now(void);
+PGG_API void         pgg_trace_span(const char * label, int64_t start); // from start to now, of the calling thread
+// between true and false, nobody listens to this thread: what runs is only a plan
+PGG_API void         pgg_trace_mute(bool on);
+
+//
 // cpu_backend.cpp: virtual CPU devices VCPU0, VCPU1, ...
 //
 

@@ -3,6 +3,7 @@
 
 #include "graph_copy.h"
 #include "guard.h"
+#include "trace.h"
 #include "work_queue.h"
 
 #include "ggml-backend-impl.h"

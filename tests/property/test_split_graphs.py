@@ -31,34 +31,38 @@ TOLERANCE = {"f32": 1e-9, "f16": 1e-5, "q8_0": 2e-3, "q4_0": 2e-3}
 class Worker:
     """A process that judges; a new one where it died."""
 
-    def __init__(self) -> None:
+    def __init__(self, script: str = "case_worker.py") -> None:
+        self.script = script
         self.process: subprocess.Popen[str] | None = None
 
     def judge(self, case: GraphCase, log: Path) -> Outcome:
+        return Outcome(**self.ask(case.to_json(), log))
+
+    def ask(self, line: str, log: Path) -> dict[str, Any]:
         if self.process is None:
             self.process = subprocess.Popen(
-                [sys.executable, "-P" if sys.version_info >= (3, 11) else "-u", os.fspath(HERE / "case_worker.py")],
+                [sys.executable, "-P" if sys.version_info >= (3, 11) else "-u", os.fspath(HERE / self.script)],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
             )  # fmt: skip
             self.answers: queue.Queue[str] = queue.Queue()
             threading.Thread(target=self._read, args=(self.process, self.answers), daemon=True).start()
         assert self.process.stdin is not None
-        log.write_text(case.to_json())  # before it runs: what kills even this process is known
-        self.process.stdin.write(case.to_json() + "\n")
+        log.write_text(line)  # before it runs: what kills even this process is known
+        self.process.stdin.write(line + "\n")
         self.process.stdin.flush()
         try:
-            line = self.answers.get(timeout=TIMEOUT)
+            said = self.answers.get(timeout=TIMEOUT)
         except queue.Empty:
             self.close()
-            raise AssertionError(f"hangs: {case.to_json()}") from None
-        if not line:
+            raise AssertionError(f"hangs: {line}") from None
+        if not said:
             status = self.process.wait()
             self.process = None
-            raise AssertionError(f"ended the process, status {status}: {case.to_json()}")
-        answer: dict[str, Any] = json.loads(line)
-        assert "outcome" in answer, f"{answer['error']}\n{case.to_json()}"
-        return Outcome(**answer["outcome"])
+            raise AssertionError(f"ended the process, status {status}: {line}")
+        answer: dict[str, Any] = json.loads(said)
+        assert "outcome" in answer, f"{answer['error']}\n{line}"
+        return dict(answer["outcome"])
 
     @staticmethod
     def _read(process: subprocess.Popen[str], answers: queue.Queue[str]) -> None:
