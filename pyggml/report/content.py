@@ -168,13 +168,21 @@ class Content:
         )
 
     @cached_property
+    def layers(self) -> tuple[int | None, ...]:
+        """The layer of every item: of a node that of its piece, of a leaf the one in its name."""
+        out = [x.layer for x in self.items]
+        for p in self.pieces:
+            out[p.start : p.stop] = [p.layer] * (p.stop - p.start)
+        return tuple(out)
+
+    @cached_property
     def memory(self) -> tuple[MemoryOf, ...]:
         """Bytes of each device. Padding, and weights that this graph does not read, count as slices of split weights."""
         plan = self.plan
         read, shares = plan.weight_bytes(), plan.share_of_weights()
         out = []
         for m, w, share in zip(plan.memory, read, shares, strict=True):
-            mirrored = min(w.mirrored, m.weights)
+            mirrored = min(m.mirrored or w.mirrored, m.weights)
             out.append(MemoryOf(m.name, (m.weights - mirrored, mirrored, m.fixed, m.compute, m.reduction), share))
         return tuple(out)
 
@@ -266,13 +274,10 @@ class Content:
         idle = [plan.devices[j] for j, c in enumerate(r.computes) if not c]
         if idle:
             notes.append(f"nothing from {', '.join(idle)}")
-        how = {
-            "communicator": "communicator: the devices' own all-reduce",
-            "butterfly": "butterfly: ggml's copies between pairs of devices, and additions",
-        }
         facts = [
             ("payload", f"{binary(r.bytes)} ({r.bytes:,} bytes)" if r.bytes >= 1024 else f"{r.bytes} bytes"),
-            ("algorithm", how.get(r.algorithm, r.algorithm)),
+            ("tensor", f"{r.type} {dims(r.ne)}"),
+            ("algorithm", r.how),
             ("summands from", _and(d for d, c in zip(plan.devices, r.computes, strict=True) if c)),
         ]
         if idle:
@@ -280,6 +285,14 @@ class Content:
         if r.delayed:
             merged = "; one sum for all of them" if len(r.origins) > 1 else ""
             facts.append(("delayed", f"summed here instead of directly after {origins}, {counted(r.over, 'node')} earlier{merged}"))
+        if r.why:
+            facts.append(("why", r.why))
+        if r.sent is not None and r.received is not None:
+            facts.append(("sent", _by_device(plan.devices, r.sent)))
+            facts.append(("received", _by_device(plan.devices, r.received)))
+        if r.steps:
+            rounds = len({s.round for s in r.steps})
+            facts.append(("steps", f"{len(r.steps)} in {counted(rounds, 'round')}"))
         return Reduce(r, after, text + (f" ({'; '.join(notes)})" if notes else ""), tuple(facts))
 
     def piece_title(self, layers: tuple[int, ...], start: int, stop: int) -> str:
@@ -301,6 +314,12 @@ def _pair(n: int, noun: str) -> tuple[str, str]:
 def _and(words: Iterable[str]) -> str:
     *most, last = list(words) or ["no device"]
     return f"{', '.join(most)} and {last}" if most else last
+
+
+def _by_device(devices: tuple[str, ...], sizes: tuple[int, ...]) -> str:
+    if len(set(sizes)) == 1:
+        return f"{binary(sizes[0])} by each device" if len(devices) > 1 else binary(sizes[0])
+    return ", ".join(f"{d} {binary(n)}" for d, n in zip(devices, sizes, strict=True))
 
 
 def _all_of(devices: tuple[str, ...]) -> str:
@@ -327,7 +346,7 @@ def _item(x: PlanNode | PlanLeaf, number: int) -> Item:
         number,
         x,
         # ggml names a view after its source, which may have none: " (reshaped)"
-        x.name if x.name and not x.name.startswith(" ") else f"{'node' if is_node else 'leaf'} {x.index}{x.name}",
+        x.name if x.name and not x.name.startswith(" ") else x.label or f"{'node' if is_node else 'leaf'} {x.index}{x.name}",
         ("view" if x.is_view else "node") if isinstance(x, PlanNode) else x.kind,
         dims(x.ne),
         "(P)" if pending else "" if x.split is None else str(x.split),

@@ -6,7 +6,8 @@ import base64
 import hashlib
 import json
 import os
-from collections.abc import Callable, Hashable, Iterable
+import re
+from collections.abc import Callable, Hashable
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from .._about import __version__
 from .._units import binary, percent, ranges
 from ..plan import PlanNode, SplitPlan
+from ..plan.explain import Explainer
 from .content import MEMORY, Content, MemoryOf, Piece, split_counts
 from .plan_text import host_words, missed_words
 
@@ -23,8 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["to_html", "write_html"]
 
 _FOLDER = Path(__file__).parent / "templates"
-# from so many nodes on a page begins with a line for each layer
-_LARGE = 400
+# with more lines than that, equal layers put together, a page begins with a line for each layer
+_LARGE = 600
 T = TypeVar("T", bound=Hashable)
 
 
@@ -130,7 +132,7 @@ def _data(content: Content, trace: object) -> dict[str, Any]:
         "marks": words(lambda x: ", ".join(x.marks)),
         "held": [held(tuple(map(strings, x.held))) for x in items],
         "bytes": [x.tensor.bytes for x in items],
-        "layer": [-1 if x.layer is None else x.layer for x in items],
+        "layer": [-1 if k is None else k for k in content.layers],
         "bands": [bands(content.bands(x)) for x in items],
         "slices": [slices(tuple((strings("x".join(map(str, s.ne))), s.bytes, int(s.compute)) for s in x.tensor.slices)) for x in items],
         "meaning": words(content.meaning),
@@ -142,10 +144,9 @@ def _data(content: Content, trace: object) -> dict[str, Any]:
     groups(())
     pieces = []
     for p in content.pieces:
-        # a layer may be in several pieces: it counts as the layer of its nodes
-        columns["layer"][p.start : p.stop] = [-1 if p.layer is None else p.layer] * (p.stop - p.start)
         title, words_of_it = content.piece_title(() if p.layer is None else (p.layer,), p.start, p.stop), _piece_words(content, p)
         pieces.append([-1 if p.layer is None else p.layer, p.start, p.stop, groups(p.alike), groups(p.alike_with_leafs), strings(title), strings(words_of_it)])
+    folded = sum(p.stop - p.start for p in content.pieces if p.layer is None or p.layer == p.alike[0])
     reduces = {
         after: {
             "bytes": r.of.bytes,
@@ -159,7 +160,7 @@ def _data(content: Content, trace: object) -> dict[str, Any]:
     return {
         "n": n,
         "devices": plan.devices,
-        "detail": "layers" if n > _LARGE and len(content.pieces) > 1 else "nodes",
+        "detail": "layers" if folded > _LARGE and len(pieces) > 1 else "nodes",
         "cols": columns,
         "pieces": pieces,
         "groups": groups.all(),
@@ -184,5 +185,28 @@ def _piece_words(content: Content, p: Piece) -> str:
     return f"{p.stop - p.start} nodes · {split_counts(content.plan.nodes[p.start : p.stop])}{sums}"
 
 
-def _why(content: Content, strings: Callable[[str], int]) -> list[list[int]] | None:
-    return None
+# stands for the number of the layer: what is said of equal layers is kept once
+_LAYER = "\x01"
+
+
+def _why(content: Content, strings: Callable[[str], int]) -> dict[str, Any]:
+    """The chains of causes, link by link: the page puts them together as `Explanation.lines` does."""
+    explainer = Explainer(content.plan)
+    text, summed, causes, ends, passes, rules = [], [], [], [], [], []
+    for item in content.items:
+        number, layer = item.number, content.layers[item.number]
+        step = explainer.step(number)
+        of = (*step.causes, *step.partners)
+        text.append(strings(_bare(step.text, layer)))
+        summed.append(0 if item.is_leaf or (item.look != "P" and number not in content.reduces) else strings(_bare(explainer.step(number, True).text, layer)))
+        causes.append(of)
+        ends.append([k for k, s in enumerate(of) if explainer.ends_at(s, number)])
+        passes.append(int(step.passes))
+        rules.append(strings("; ".join(map(str, explainer.rules_of(number)))))
+    return {"text": text, "summed": summed, "causes": causes, "ends": ends, "passes": passes, "rules": rules}
+
+
+def _bare(text: str, layer: int | None) -> str:
+    if layer is None or _LAYER in text:
+        return text
+    return re.sub(rf"(?<=blk\.){layer}(?!\d)|(?<=[-l]){layer}(?!\d)", _LAYER, text)

@@ -161,6 +161,35 @@
     return cell;
   }
 
+  // the chain of causes, as Explanation.lines() gives it
+  const W = D.why, layered = (text, i) => S[text].replaceAll("\u0001", C.layer[i]);
+  function whyLines(i) {
+    const known = new Map(), pushed = new Set([i]), first = [[i, false]];
+    while (first.length) {
+      const [at, ended] = first.pop(), causes = ended ? [] : W.causes[at];
+      known.set(at, [causes, ended]);
+      for (let k = causes.length - 1; k >= 0; k--) if (!pushed.has(causes[k])) {
+        pushed.add(causes[k]);
+        first.push([causes[k], W.ends[at].includes(k)]);
+      }
+    }
+    const lines = [], seen = new Set(), stack = [[i, 0, []]];
+    while (stack.length) {
+      const [at, depth, via] = stack.pop(), [causes, ended] = known.get(at);
+      if (seen.has(at)) continue;
+      seen.add(at);
+      const passes = !ended && W.passes[at];
+      if (passes && depth) {
+        stack.push([causes[0], depth, [...via, op(at)]]);
+        continue;
+      }
+      const ops = via.reverse().filter((o, k, all) => !k || all[k - 1] !== o);
+      lines.push([depth, (ops.length ? `via ${ops.join(", ")}: ` : "") + layered(ended ? W.summed[at] : W.text[at], at), at]);
+      for (let k = causes.length - 1; k >= 0; k--) stack.push([causes[k], depth + 1, []]);
+    }
+    return lines;
+  }
+
   const COLUMNS = [
     ["#", (i) => i], ["node", name], ["op", op], ["type", type], ["ne", (i) => numbers(ne(i))], ["split", split],
     ["per device", (i) => held(i).map((h) => S[h]).join(" | ")], ["bytes", (i) => C.bytes[i]], ["subgraph", (i) => C.sub[i]],
@@ -177,11 +206,12 @@
   }
 
   function layout() {
-    const narrow = grid.clientWidth < 640, lanes = DEVICES.length, lane = lanes > 4 ? 96 : narrow ? 92 : 120;
+    const narrow = grid.clientWidth < 640, lanes = DEVICES.length, lane = lanes > 4 ? 70 : narrow ? 92 : 120, wide = lanes > 4 ? 150 : 190;
     heads.replaceChildren();
     if (state.tab === "graph") {
-      const g = rails ? X(rails.width) + 14 : 12, op = narrow ? "" : " 128px", fixed = g + (narrow ? 150 : 190 + 128) + 96;
-      grid.style.setProperty("--columns", `${g}px minmax(${narrow ? 150 : 190}px, 1.2fr)${op} 96px repeat(${lanes}, minmax(${lane}px, 1fr)) 8px`);
+      const g = rails ? X(rails.width) + 14 : 12, op = narrow ? "" : " 128px", s = 50, fixed = g + (narrow ? 150 : wide + 128) + s;
+      grid.style.setProperty("--columns", `${g}px minmax(${narrow ? 150 : wide}px, 1.2fr)${op} ${s}px repeat(${lanes}, minmax(${lane}px, 1fr)) 8px`);
+      grid.classList.toggle("many", lanes > 4);
       grid.style.setProperty("--min", `${fixed + lanes * lane + 8}px`);
       const names = ["", "node", ...(narrow ? [] : ["op"]), "split"];
       names.forEach((n) => heads.append(head(n)));
@@ -230,13 +260,14 @@
     const i = row.i, c = cell("name", name(i)), m = marks(i);
     c.title = name(i);
     if (m) c.append(el("span", "relation", m));
-    if (sources.has(i)) c.append(el("span", "relation", "← read by it"));
-    else if (usersOf.has(i)) c.append(el("span", "relation", "reads it →"));
+    if (sources.has(i)) c.append(el("span", "relation", "source"));
+    else if (usersOf.has(i)) c.append(el("span", "relation", "reader"));
     if (state.words.length && C.layer[i] >= 0 && !name(i).includes(String(C.layer[i]))) c.append(el("span", "relation", `layer ${C.layer[i]}`));
     return c;
   }
   function badge(i) {
-    const c = cell(`badge ${look(i)}`, split(i));
+    // how much each device has is in its lane
+    const c = cell(`badge ${look(i)}`, state.tab === "graph" ? split(i).split(" ")[0] : split(i));
     c.title = split(i);
     return c;
   }
@@ -274,7 +305,9 @@
 
   function groupRow(row, e) {
     const open = isOpen(row.key), p = row.piece, title = cell("title", "", true);
-    title.style.gridColumn = "1 / -1";
+    // a closed one says what of its weights and caches each device has
+    const shares = !open && p && state.tab === "graph";
+    title.style.gridColumn = shares ? `1 / ${grid.clientWidth < 640 ? 4 : 5}` : "1 / -1";
     e.setAttribute("aria-expanded", open);
     title.append(el("i", "chevron"));
     if (!p) {
@@ -299,8 +332,24 @@
       });
       title.append(step);
     }
-    title.append(el("span", "words", S[p[6]] + (D.times ? pieceTime(p) : "")));
+    const words = S[p[6]] + (D.times ? pieceTime(p) : "");
+    title.append(el("span", "words", words));
+    title.title = words;
     e.append(title);
+    if (shares) weightsOf(p).forEach((n, j, all) => {
+      const c = cell("lane first last", n ? binary(n) : "–", true), t = el("span", "track"), part = el("i", `d${j % 16}`), sum = all.reduce((a, b) => a + b, 0);
+      c.title = `${DEVICES[j]}: ${binary(n)} of weights and caches, first read here`;
+      part.style.left = `${sum ? (100 * all.slice(0, j).reduce((a, b) => a + b, 0)) / sum : 0}%`;
+      part.style.width = `${sum ? (100 * n) / sum : 0}%`;
+      t.append(part);
+      c.append(n ? t : el("span", "track nothing"));
+      e.append(c);
+    });
+  }
+  function weightsOf(p) {
+    const out = DEVICES.map(() => 0);
+    for (let i = p[1]; i < p[2]; i++) (D.reads[i] || []).forEach((leaf) => D.slices[C.slices[leaf]].forEach((x, j) => { if (S[C.what[leaf]] !== "input") out[j] += x[1]; }));
+    return out;
   }
 
   function makeRow(r) {
@@ -316,7 +365,6 @@
       e.classList.add("group");
       e.setAttribute("aria-level", 1);
       groupRow(row, e);
-      if (rails && !isOpen(row.key) && row.piece) { e.style.removeProperty("padding"); }
       return e;
     }
     e.setAttribute("aria-level", 2);
@@ -559,13 +607,24 @@
       });
       selected.append(t);
     }
-    const why = D.why && D.why[i];
-    if (why && why.length) {
-      selected.append(el("h3", "", "Why"));
-      const list = el("ul", "why");
-      why.forEach((line) => list.append(el("li", "", S[line])));
-      selected.append(list);
-    }
+    selected.append(el("h3", "", "Why"));
+    const list = el("ul", "why");
+    whyLines(i).forEach(([depth, text, number]) => {
+      const line = el("li");
+      line.style.marginLeft = `${Math.min(depth, 8) * 14}px`;
+      // names are between backticks
+      text.split("`").forEach((part, k) => line.append(k % 2 ? el("span", "mono", part) : part));
+      if (number !== i) {
+        const b = el("button", "go", "→");
+        b.type = "button";
+        b.dataset.go = number;
+        b.title = b.ariaLabel = `Go to ${name(number)}`;
+        line.append(b);
+      }
+      list.append(line);
+    });
+    selected.append(list);
+    if (W.rules[i]) selected.append(el("p", "muted", `Rules: ${S[W.rules[i]]}`));
     if (i < N) {
       const sub = C.sub[i], [a, b] = D.subs[sub];
       facts([`node ${i}`, C.layer[i] >= 0 ? `layer ${C.layer[i]}` : "", `subgraph ${sub} (nodes ${a} to ${b - 1})`], selected);
