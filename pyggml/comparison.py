@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -88,7 +88,7 @@ class Comparison:
     """The first node in order of computation that is off, when an output is off."""
     device: str
     reference: str
-    traced: TracedTensor | None = None
+    traced: TracedTensor | None = field(default=None, repr=False)
     """The first diverging node with what it is computed from."""
 
     @property
