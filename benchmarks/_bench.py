@@ -16,6 +16,9 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+LEFT_OUT = 77
+"""Exit status of a benchmark that lacks what it compares with; it says what."""
+
 
 @dataclass(frozen=True)
 class Row:
