@@ -107,6 +107,14 @@ class SplitPlan:
         separators = (",", ":") if indent is None else None
         return json.dumps(to_dict(self), indent=indent, separators=separators, ensure_ascii=False)
 
+    @staticmethod
+    def json_schema() -> dict[str, Any]:
+        """The JSON Schema (draft 2020-12) of what `to_json` writes; the file is ``pyggml/plan/schema/plan-2.json``."""
+        from importlib.resources import files
+
+        found: dict[str, Any] = json.loads((files("pyggml.plan") / "schema" / "plan-2.json").read_text(encoding="utf-8"))
+        return found
+
     # looking up
 
     def __getitem__(self, key: str | int) -> PlanNode | PlanLeaf:
