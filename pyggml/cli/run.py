@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,18 +75,35 @@ def _sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("-c", "--ctx-size", type=click.IntRange(0, 1 << 24), default=0, show_default=True, help=f"Tokens in the context; 0: as many as the model is made for, up to {_MOST_CONTEXT}.")
 @loading_options
 @click.option("--lora", type=_Lora(), multiple=True, help="A LoRA adapter (GGUF), with its scale unless that is 1.")
+@click.option("-cnv", "--conversation", is_flag=True, help="Converse, by the model's chat template: -p is the first message, further ones are lines of the input.")
+@click.option("-sys", "--system-prompt", default=None, help="What the assistant is told before (with -cnv).")
+@click.option("--chat-template", default=None, metavar="NAME", help="A template that llama.cpp knows, such as chatml or llama3, instead of the model's own (with -cnv).")
 def run(model: str, device: str, lora: tuple[tuple[str, float], ...], **given: Any) -> None:
-    """Continue a text with MODEL, in any configuration.
+    """Continue a text with MODEL, in any configuration, or converse with it (-cnv).
 
     The text is written token by token. The output has nothing but it (token ids, where the model has no tokenizer); speed, seed and the all-reduce
     in use are told on the standard error at the end.
+
+    \b
+    pyggml run MODEL.gguf -p "Once upon a time" -n 64
+    pyggml run MODEL.gguf -dev CUDA0,CUDA1 -ts 3,1 -cnv -sys "Be brief."
+    pyggml run MODEL.gguf -dev vcpu:2 -sm layer -f text.txt --temp 0
     """
     from ..device import parse_devices
     from ..gguf_check import check_gguf
 
     prompt = prompt_text(given)
-    if prompt is None:
-        raise click.UsageError("nothing to continue: give -p TEXT, -f FILE or --tokens 1,2,3")
+    if given["conversation"]:
+        if isinstance(prompt, tuple):
+            raise click.UsageError("-cnv: messages are texts; --tokens is for continuing")
+        if given["context_shift"]:
+            raise click.UsageError("-cnv: nothing of a conversation can be forgotten; give a larger -c")
+    elif prompt is None:
+        raise click.UsageError("nothing to continue: give -p TEXT, -f FILE or --tokens 1,2,3 (or -cnv to converse)")
+    else:
+        for name, value in (("-sys", given["system_prompt"]), ("--chat-template", given["chat_template"])):
+            if value is not None:
+                raise click.UsageError(f"{name} is for a conversation: give -cnv, too")
     devices = [d for d in parse_devices(device) if d.type != "cpu"]
     mode = given["split_mode"] or ("tensor" if len(devices) > 1 else "none")
     length = check_gguf(model).metadata
@@ -96,14 +113,15 @@ def run(model: str, device: str, lora: tuple[tuple[str, float], ...], **given: A
         _run(opened, prompt, lora, given)
 
 
-def _run(model: Model, prompt: str | tuple[int, ...], lora: Iterable[tuple[str, float]], given: dict[str, Any]) -> None:
+def _run(model: Model, prompt: str | tuple[int, ...] | None, lora: Iterable[tuple[str, float]], given: dict[str, Any]) -> None:
     from ..model import SamplerOptions
     from ..model.reduction import active_reduction
 
-    tokens = model.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
+    context = model.default_context
+    chat = model.chat(system=given["system_prompt"], template=given["chat_template"]) if given["conversation"] else None
+    tokens = model.tokenize("x") if prompt is None or chat else model.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
     if not tokens:
         raise click.UsageError("the prompt has no tokens, and this model none that begins a text: there is nothing to continue")
-    context = model.default_context
     start = context.decoder_start
     if start is not None:
         context.encode(tokens[:1])
@@ -118,25 +136,56 @@ def _run(model: Model, prompt: str | tuple[int, ...], lora: Iterable[tuple[str, 
         grammar=given["grammar_file"].read() if given["grammar_file"] else given["grammar"],
         **{name: given[name] for name in ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "repeat_last_n")},
     )
-    clock = _Clock(len(tokens), time.perf_counter())
-    if start is not None:  # the encoder reads the text, the decoder answers
-        context.encode(tokens)
-        tokens = [start]
-    generated = context.generate(
-        tokens, max_tokens=None if given["predict"] < 0 else given["predict"], sampler=options, on_full="shift" if given["context_shift"] else "stop"
-    )
-    clock.prompt = time.perf_counter() - clock.start
+    how: dict[str, Any] = {
+        "max_tokens": None if given["predict"] < 0 else given["predict"],
+        "sampler": options,
+        "on_full": "shift" if given["context_shift"] else "stop",
+    }
+    clock = _Clock()
     try:
-        _write(generated, model.vocab.has_tokenizer, clock)
+        if chat is not None:
+            for message in _messages(prompt):
+                clock.begin()
+                before = context.n_past()
+                answer = chat.say(message, **how)
+                clock.read(context.n_past() - before)
+                _write(answer, True, clock)
+        else:
+            clock.begin()
+            n = len(tokens)
+            if start is not None:  # the encoder reads the text, the decoder answers
+                context.encode(tokens)
+                tokens = [start]
+            generated = context.generate(tokens, **how)
+            clock.read(n)
+            _write(generated, model.vocab.has_tokenizer, clock)
     finally:
         sys.stdout.flush()
-        click.echo(f"{clock}; {_where(model, reduction)}; seed {seed}", err=True)
+        if clock.n_prompt:
+            click.echo(f"{clock}; {_where(model, reduction)}; seed {seed}", err=True)
+
+
+def _messages(first: str | tuple[int, ...] | None) -> Iterator[str]:
+    """The first message, then lines of the input. After a message given, only a person is asked for more."""
+    if isinstance(first, str):
+        yield first
+    asked = sys.stdin.isatty()
+    while asked or first is None:
+        if asked:
+            click.echo("> ", nl=False, err=True)
+        line = sys.stdin.readline()
+        if not line:
+            return
+        if line.strip():
+            yield line.rstrip("\n")
 
 
 def _write(generated: Iterable[GeneratedToken], text: bool, clock: _Clock) -> None:
+    first = True
     for token in generated:
-        clock.tick()
-        piece = token.text if text else f"{' ' if clock.n > 1 else ''}{token.id}"
+        clock.tick(first)
+        piece = token.text if text else f"{'' if first else ' '}{token.id}"
+        first = False
         if piece:
             click.echo(piece, nl=False)
             sys.stdout.flush()
@@ -147,25 +196,36 @@ def _write(generated: Iterable[GeneratedToken], text: bool, clock: _Clock) -> No
 class _Clock:
     """Counts tokens and seconds."""
 
-    n_prompt: int
-    start: float
-    prompt: float | None = None
+    n_prompt: int = 0
+    prompt: float = 0.0
     n: int = 0
-    first: float = 0.0
+    timed: int = 0
+    """Those generated whose time is known: the first ones come from a prompt's logits."""
+    generation: float = 0.0
     last: float = 0.0
 
-    def tick(self) -> None:
+    def begin(self) -> None:
         self.last = time.perf_counter()
-        self.first = self.first or self.last
+
+    def read(self, n: int) -> None:
+        self.n_prompt += n
+        self.prompt += time.perf_counter() - self.last
+
+    def tick(self, first: bool) -> None:
+        now = time.perf_counter()
+        if not first:
+            self.timed += 1
+            self.generation += now - self.last
+        self.last = now
         self.n += 1
 
     def __str__(self) -> str:
         out = f"\nprompt: {counted(self.n_prompt, 'token')}"
-        if self.prompt is not None:
+        if self.prompt:
             out += f", {self.n_prompt / self.prompt:.2f} t/s"
         out += f"; generated: {counted(self.n, 'token')}"
-        if self.n > 1:  # the first one comes from the prompt's logits
-            out += f", {(self.n - 1) / (self.last - self.first):.2f} t/s"
+        if self.timed:
+            out += f", {self.timed / self.generation:.2f} t/s"
         return out
 
 

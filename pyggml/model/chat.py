@@ -65,14 +65,15 @@ def apply_chat_template(template: str, messages: Sequence[Message], *, add_assis
 class Chat:
     """A conversation with a model: made by `Model.chat`. What was read stays in the context; only what is new is computed.
 
-    It has a sequence of a context for itself: who else changes that sequence makes it read everything again.
+    Where something else used the context in between, everything is read again.
     """
 
     def __init__(self, context: Context, template: str, *, system: str | None = None, seq: int = 0) -> None:
         self.messages: list[dict[str, str]] = []
         """All messages so far. They may be changed: the next answer is to what is in it then."""
         self._context, self._template, self._seq = context, template, seq
-        self._read: list[int] = []  # the tokens that are in the context
+        self._read: list[int] = []  # the tokens that are in the context, as long as nobody else changed it
+        self._changes = -1
         apply_chat_template(template, [{"role": "user", "content": "x"}])  # known, or an error now
         if system is not None:
             self.messages.append({"role": "system", "content": text("system", system).decode()})
@@ -87,6 +88,8 @@ class Chat:
             ArgumentError: the conversation does not fit into the context (the message is not in it then). Others: see
                 `Context.generate`.
         """
+        if options.get("on_full", "stop") != "stop":
+            raise ArgumentError(f"on_full={options['on_full']!r}: a conversation is read again as a whole, so nothing of it can be forgotten; give a larger n_ctx")
         self.messages.append({"role": "user", "content": text("the message", message).decode()})
         try:
             whole = apply_chat_template(self._template, self.messages)
@@ -95,27 +98,34 @@ class Chat:
         except BaseException:
             self.messages.pop()
             raise
-        self._read = ids
+        self._read, self._changes = ids, self._context.n_changes
         return self._answered(generated)
 
     def _new_of(self, ids: list[int]) -> list[int]:
         """What has to be computed, at least the last token; the context keeps what both begin with."""
-        known = self._read[: self._context.n_past(self._seq)]
+        n_past = self._context.n_past(self._seq)
+        known = self._read[:n_past] if self._context.n_changes == self._changes else []
         same = next((i for i, (a, b) in enumerate(zip(known, ids, strict=False)) if a != b), min(len(known), len(ids)))
         same = min(same, len(ids) - 1)
-        if same < self._context.n_past(self._seq):
+        if same < n_past:
             try:
                 self._context.seq_rm(self._seq, same)
             except UnsupportedError:  # a recurrent state cannot be cut: everything again
                 self._context.seq_rm(self._seq)
                 same = 0
-        self._read = self._read[:same]
+        self._read, self._changes = self._read[:same], self._context.n_changes
         return ids[same:]
 
     def _answered(self, generated: Iterator[GeneratedToken]) -> Iterator[GeneratedToken]:
         answer = {"role": "assistant", "content": ""}
         self.messages.append(answer)
-        for token in generated:
+        while True:
+            alone = self._context.n_changes == self._changes
+            token = next(generated, None)
+            if alone:
+                self._changes = self._context.n_changes
+            if token is None:
+                return
             self._read.append(token.id)
             answer["content"] += token.text
             yield token

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy.typing as npt
 
 from .._arguments import whole
 from .._ffi import ffi, lib
+from .._ffi.spans import span
 from .._handle import Handle
 from ..errors import ArgumentError, IndexRangeError, ModelError, UnsupportedError
 from ..meta import refuse_simulated
@@ -54,6 +56,8 @@ class Context(Handle):
         self._devices = loaded.devices
         self._n_vocab = loaded.n_vocab
         self._adapters: tuple[Adapter, ...] = ()
+        self.n_changes = 0
+        """Calls that changed the cache, or what it would be."""
         self._native = NativeContext(loaded, options)
         ptr = loaded.ptr
         self._waits_for_encoder = bool(lib.llama_model_has_encoder(ptr) and lib.llama_model_has_decoder(ptr))
@@ -85,6 +89,11 @@ class Context(Handle):
             return None
         start = int(lib.llama_model_decoder_start_token(model))
         return start if start >= 0 else self.vocab.bos or 0
+
+    def _changing(self, *, poisons: bool = True) -> AbstractContextManager[None]:
+        """As `_in_use`, for what changes the cache, or what it would be: a `Chat` sees by it that others did."""
+        self.n_changes += 1
+        return self._in_use(poisons=poisons)
 
     # decoding
 
@@ -119,7 +128,7 @@ class Context(Handle):
         batch = tokens if isinstance(tokens, Batch) else Batch().add(tokens, seq, pos=pos, logits=logits)
         self._need_logits()
         self._refuse_simulated("no logits were computed")
-        with self._in_use(poisons=False):
+        with span("decode"), self._changing(poisons=False):
             ids, at, seqs, wanted = self._laid_out(batch, from_empty)
             watch = self._native.observe(observer) if observer is not None else contextlib.nullcontext()
             out = np.empty((int(wanted.sum()), self._n_vocab), np.float32)
@@ -271,7 +280,7 @@ class Context(Handle):
         decoder, n = codecs.getincrementaldecoder("utf-8")("replace"), 0
         try:
             while max_tokens is None or n < max_tokens:
-                with self._in_use():
+                with span("sample"), self._in_use():
                     token = int(lib.llama_sampler_sample(chain.ptr, self._native.ptr, -1))
                     ended = self.vocab.is_end(token)
                     text = "" if ended else decoder.decode(self.vocab.piece(token))
@@ -291,7 +300,7 @@ class Context(Handle):
 
     def _feed(self, batch: Batch) -> None:
         """Decodes without looking at logits, which stay in llama.cpp for the sampler."""
-        with self._in_use(poisons=False):
+        with span("decode"), self._changing(poisons=False):
             ids, at, seqs, wanted = self._laid_out(batch, False)
             for first in range(0, len(ids), self._native.n_batch):
                 part = slice(first, first + self._native.n_batch)
@@ -331,7 +340,7 @@ class Context(Handle):
             if len(ids) > limit:
                 raise ArgumentError(f"text {i} has {len(ids)} tokens; {limit} are possible (n_ctx, n_batch and n_seq_max of the context)")
         out: list[npt.NDArray[np.float32]] = []
-        with self._in_use(poisons=False):
+        with span("embed"), self._changing(poisons=False):
             for group in self._groups(checked):
                 out += self._embedded(group)
         if normalize and self.pooling != "rank":
@@ -397,7 +406,7 @@ class Context(Handle):
         whole("encode(): number of tokens", len(ids), 1, self._native.n_batch)
         self._refuse_simulated("nothing was encoded")
         n = len(ids)
-        with self._in_use(poisons=False):
+        with self._changing(poisons=False):
             lib.llama_memory_clear(self._native.memory, True)
             self._native.set_batch(ids.astype(np.int32), np.arange(n, dtype=np.int32), [(0,)] * n, np.ones(n, np.int8))
             self._compute(encode=True)
@@ -436,7 +445,7 @@ class Context(Handle):
                 example because it does not fit; the context is empty then.
         """
         self._refuse_simulated("no state was restored")
-        with self._in_use(poisons=False):
+        with self._changing(poisons=False):
             if seq is not None:
                 self._check_sequence(seq)
             raw = opened(self._envelope(seq), state)
@@ -468,7 +477,7 @@ class Context(Handle):
                 raise ArgumentError(f"the scale {scale!r} of {one!r}: expected a finite number")
         pointers = ffi.new("struct llama_adapter_lora *[]", [one.ptr for one in scaled])
         scales = ffi.new("float[]", [float(s) for s in scaled.values()])
-        with self._in_use():
+        with self._changing():
             if lib.llama_set_adapters_lora(self._native.ptr, pointers, len(scaled), scales) != 0:
                 raise failure(f"{self.name}: llama.cpp does not take these adapters")
             self._adapters = tuple(scaled)  # they live as long as they are used
@@ -493,7 +502,7 @@ class Context(Handle):
 
     def clear(self) -> None:
         """Forgets all sequences."""
-        with self._in_use():
+        with self._changing():
             lib.llama_memory_clear(self._native.memory, True)
 
     def seq_rm(self, seq: int | None = None, p0: int = 0, p1: int | None = None) -> None:
@@ -506,7 +515,7 @@ class Context(Handle):
         Raises:
             UnsupportedError: a recurrent state cannot be cut within a sequence.
         """
-        with self._in_use(poisons=False):
+        with self._changing(poisons=False):
             start, stop = self._range(p0, p1)
             if seq is not None:
                 self._check_sequence(seq)
@@ -524,7 +533,7 @@ class Context(Handle):
         Raises:
             UnsupportedError: a part of a sequence, while the sequences have caches of their own (``kv_unified=False``).
         """
-        with self._in_use(poisons=False):
+        with self._changing(poisons=False):
             start, stop = self._range(p0, p1)
             self._check_sequence(source)
             self._check_sequence(to)
@@ -536,7 +545,7 @@ class Context(Handle):
 
     def seq_keep(self, seq: int) -> None:
         """Forgets all other sequences."""
-        with self._in_use(poisons=False):
+        with self._changing(poisons=False):
             self._check_sequence(seq)
             with self._poisoning():
                 memory = self._needed_memory()
@@ -550,7 +559,7 @@ class Context(Handle):
         Raises:
             UnsupportedError: the positions of this model cannot be shifted. ArgumentError: some would be below 0.
         """
-        with self._in_use(poisons=False):
+        with self._changing(poisons=False):
             start, stop = self._range(p0, p1)
             self._check_sequence(seq)
             whole("delta", delta, -MAX_TOKENS, MAX_TOKENS)

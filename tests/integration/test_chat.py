@@ -108,6 +108,32 @@ def test_only_what_is_new_is_computed(chatml: Path, monkeypatch: pytest.MonkeyPa
         assert fed[0] > 300
 
 
+def test_who_else_uses_the_context_is_noticed(chatml: Path) -> None:
+    """What is in the context then is another text, as long as what the conversation had read there."""
+    others = {
+        "logits": lambda m: m.logits(np.arange(150) % 60),
+        "clear": lambda m: (m.default_context.clear(), m.default_context.decode(np.arange(150) % 60)),
+        "restore": lambda m: m.default_context.restore(saved),
+        "shift": lambda m: m.default_context.shift(3),
+    }
+    with gg.Model(chatml, n_ctx=1024, threads=1) as model, gg.Model(chatml, n_ctx=1024, threads=1) as fresh:
+        model.logits(np.arange(150) % 60)
+        saved = model.default_context.save()
+        for name, other in others.items():
+            for when in ("between", "within"):
+                chat = model.chat()
+                for i, _ in enumerate(chat.say("Hello", max_tokens=6, temperature=0)):
+                    if when == "within" and i == 2:
+                        other(model)
+                if when == "between":
+                    other(model)
+                answer = [t.id for t in chat.say("And then?", max_tokens=4, temperature=0)]
+                whole = fresh.tokenize(fresh.apply_chat_template(chat.messages[:-1]), parse_special=True)
+                assert answer == [t.id for t in fresh.generate(whole, max_tokens=4, temperature=0)], (name, when)
+        with pytest.raises(gg.ArgumentError, match="n_ctx"):
+            chat.say("x", on_full="shift")
+
+
 def test_a_conversation_that_does_not_fit(chatml: Path) -> None:
     with gg.Model(chatml, n_ctx=256) as model:
         chat = model.chat()

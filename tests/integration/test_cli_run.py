@@ -125,6 +125,24 @@ def test_sampling(run: Run, words: TinyModel, tmp_path: Path) -> None:
     assert "top_p" in run(words, "-p", PROMPT, "--top-p", 3, status=2)[1]
 
 
+def test_conversations(run: Run, words: TinyModel) -> None:
+    """The first message from -p, others from the input; the answers are those of `Model.chat`."""
+    with gg.Model(words, threads=1, n_ctx=512) as m:
+        bias = dict.fromkeys(m.vocab.ends, -np.inf)
+        chat = m.chat(system="Be brief.", template="chatml")
+        want = [text_of(list(chat.say(said, max_tokens=8, temperature=0, logit_bias=bias))) for said in ("Hello", "And then?")]
+    how = ["-cnv", "-sys", "Be brief.", "--chat-template", "chatml", "-c", 512, "-n", 8, "--temp", 0, "--ignore-eos"]
+    out, err = run(words, *how, given="Hello\n\nAnd then?\n")
+    assert out == "".join(f"{answer}\n" for answer in want)
+    assert re.search(r"prompt: \d+ tokens, [\d.]+ t/s; generated: 16 tokens", err), err
+    assert run(words, *how, "-p", "Hello", "-dev", "vcpu:2", given="And then?\n")[0] == want[0] + "\n", "with -p the input is not read"
+    assert run(words, *how, given="")[0] == ""
+    assert "chat template" in run(words, "-cnv", "-p", "Hello", status=2)[1]
+    assert "give -cnv" in run(words, "-sys", "x", "-p", "Hello", status=2)[1]
+    assert "--tokens" in run(words, *how, "--tokens", "1,2", status=2)[1]
+    assert "larger -c" in run(words, *how, "-p", "x", "--context-shift", status=2)[1]
+
+
 def test_the_end_of_the_context(run: Run, words: TinyModel) -> None:
     n = len(tokens_of(words))
     stopped = run(words, "-p", PROMPT, "-c", 32, "--temp", 0, "--ignore-eos")[1]
