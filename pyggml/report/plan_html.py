@@ -16,13 +16,13 @@ from .._about import __version__
 from .._units import binary, percent, ranges
 from ..plan import PlanNode, SplitPlan
 from ..plan.explain import Explainer
-from .content import MEMORY, Content, MemoryOf, Piece, split_counts
+from .content import MEMORY, Content, MemoryOf, Piece, dims, split_counts
 from .plan_text import host_words, missed_words
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-__all__ = ["to_html", "write_html"]
+__all__ = ["environment", "to_html", "write_html"]
 
 _FOLDER = Path(__file__).parent / "templates"
 # with more lines than that, equal layers put together, a page begins with a line for each layer
@@ -44,7 +44,8 @@ class _Pool:
 
 
 @lru_cache(maxsize=1)
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Jinja's, with our templates."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     return Environment(loader=FileSystemLoader(_FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
@@ -63,9 +64,9 @@ def to_html(plan: SplitPlan, title: str | None = None, trace: object = None) -> 
     content = Content(plan)
     script = (_FOLDER / "plan.js").read_text("utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    environment = _environment()
+    templates = environment()
     largest = max((m.total for m in content.memory), default=0)
-    page = environment.get_template("plan.html.j2").render(
+    page = templates.get_template("plan.html.j2").render(
         title=title or default_title(plan),
         version=__version__,
         headline=content.headline,
@@ -74,7 +75,7 @@ def to_html(plan: SplitPlan, title: str | None = None, trace: object = None) -> 
         missed=missed_words(plan),
         host=host_words(plan),
         # none of these three has a word of the plan that is not escaped: CSS and script are ours, the data is JSON
-        css=Markup(environment.get_template("plan.css").render()),
+        css=Markup(templates.get_template("plan.css").render()),
         data=Markup(_script_json(_data(content, trace))),
         script=Markup(script),
         script_hash=Markup(f"'sha256-{digest}'"),
@@ -134,7 +135,7 @@ def _data(content: Content, trace: object) -> dict[str, Any]:
         "bytes": [x.tensor.bytes for x in items],
         "layer": [-1 if k is None else k for k in content.layers],
         "bands": [bands(content.bands(x)) for x in items],
-        "slices": [slices(tuple((strings("x".join(map(str, s.ne))), s.bytes, int(s.compute)) for s in x.tensor.slices)) for x in items],
+        "slices": [slices(tuple((strings(dims(s.ne)), s.bytes, int(s.compute)) for s in x.tensor.slices)) for x in items],
         "meaning": words(content.meaning),
         "note": words(content.asked),
         "sub": [x.subgraph for x in nodes],

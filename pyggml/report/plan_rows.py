@@ -10,7 +10,7 @@ from ..plan import Detail, SplitPlan
 from .content import PENDING_NOTE, Content, Item, Reduce, split_counts
 from .fold import Stretch
 
-__all__ = ["COLUMNS", "DETAILS", "LAYER_COLUMNS", "PENDING_NOTE", "Row", "check_detail", "columns", "has_pending", "rows"]
+__all__ = ["COLUMNS", "DETAILS", "LAYER_COLUMNS", "PENDING_NOTE", "Row", "check_detail", "columns", "has_pending", "rows", "rows_of"]
 
 COLUMNS = ("node", "op", "type", "ne", "split", "per device", "subgraph", "all-reduce")
 LAYER_COLUMNS = ("layers", "times", "nodes", "split", "all-reduces", "all-reduce bytes")
@@ -48,9 +48,7 @@ def rows(plan: SplitPlan, detail: Detail, fold: bool) -> list[Row]:
     if detail == "layers":
         return [_layer_row(content, s) for s in content.stretches(fold=fold)]
     pieces = content.stretches(fold=fold, leafs=detail == "all")
-    reduces = content.reduces
-    read = content.first_read if detail == "all" else {}
-    out = [_leaf_row(leaf) for leaf in read.get(None, ())]
+    out = [_leaf_row(leaf) for leaf in content.first_read.get(None, ())] if detail == "all" else []
     open_group: tuple[int, ...] = ()
     for piece in pieces:
         # a title where a group of several layers begins, and a line where it ends
@@ -61,13 +59,21 @@ def rows(plan: SplitPlan, detail: Detail, fold: bool) -> list[Row]:
             what = f"layer {piece.layer}" if piece.layer is not None else "once"
             out.append(Row("group", (what,)))
         open_group = piece.layers
-        for item in content.items[piece.start : piece.stop]:
-            out += [_leaf_row(leaf) for leaf in read.get(item.number, ())]
-            reduce = reduces.get(item.number)
-            if detail == "all" or item.what != "view" or reduce is not None:
-                out.append(_node_row(item, reduce))
-            if reduce is not None:
-                out.append(Row("reduce", (reduce.text,)))
+        out += rows_of(content, piece, detail)
+    return out
+
+
+def rows_of(content: Content, piece: Stretch, detail: Detail) -> list[Row]:
+    """The lines of one stretch, with its all-reduces."""
+    out = []
+    for item in content.items[piece.start : piece.stop]:
+        if detail == "all":
+            out += [_leaf_row(leaf) for leaf in content.first_read.get(item.number, ())]
+        reduce = content.reduces.get(item.number)
+        if detail == "all" or item.what != "view" or reduce is not None:
+            out.append(_node_row(item, reduce))
+        if reduce is not None:
+            out.append(Row("reduce", (reduce.text,)))
     return out
 
 

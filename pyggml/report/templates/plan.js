@@ -217,8 +217,8 @@
       names.forEach((n) => heads.append(head(n)));
       DEVICES.forEach((d, j) => { const h = head(d, "lane"); h.title = d; h.prepend(el("i", `swatch d${j % 16}`)); heads.append(h); });
     } else {
-      grid.style.setProperty("--columns", `54px minmax(210px, 1.6fr) 132px 64px 116px 116px minmax(150px, 1.2fr) 88px 76px 92px`);
-      grid.style.setProperty("--min", "1110px");
+      grid.style.setProperty("--columns", "46px minmax(190px, 1.6fr) 128px 50px minmax(84px, .5fr) minmax(100px, .6fr) minmax(124px, 1fr) 82px 78px 88px");
+      grid.style.setProperty("--min", "980px");
       COLUMNS.forEach(([n], k) => {
         const h = head("", k === 0 || k > 6 ? "right" : ""), b = el("button", "", n + (state.sort && state.sort[0] === k ? (state.sort[1] > 0 ? " ↑" : " ↓") : ""));
         b.type = "button";
