@@ -8,8 +8,10 @@ contiguous; splits are written in the short notation of `pyggml.split`.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import Error
@@ -19,6 +21,7 @@ from .values import AllReduce, PlanLeaf, PlannedMemory, PlanNode, PlanRule, Subg
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from ..report.view import View
     from .diff import PlanDiff
     from .explain import Explanation
 
@@ -300,6 +303,80 @@ class SplitPlan:
         from ..report.plan_rich import render
 
         render(self, console, detail, fold)
+
+    def tree(self, detail: Detail = "nodes", *, fold: bool = True) -> View:
+        """Layers, their subgraphs, nodes and all-reduces as a tree; printed plain, with ``.print()`` in colours.
+
+        Arguments as for `table`.
+        """
+        from ..report.plan_draw import tree
+
+        return tree(self, detail, fold)
+
+    def picture(self, name: str | int) -> View:
+        """What each device has of a tensor, drawn: the split axis in the devices' colours and numbers.
+
+        Args:
+            name: of a node or leaf, or the index of a node; as for ``plan[name]``.
+
+        Raises:
+            PlanKeyError: there is none of that name; similar ones are named.
+        """
+        from ..report.plan_draw import picture
+
+        return picture(self, name)
+
+    def memory_bars(self, width: int = 50) -> View:
+        """The memory of each device as bars of the same scale: weights, mirrored weights, caches, compute, reduction."""
+        from ..report.plan_draw import memory_bars
+
+        return memory_bars(self, width)
+
+    def to_html(self, path: str | os.PathLike[str] | None = None, *, title: str | None = None, trace: object | None = None) -> str:
+        """The plan as a page: one file that needs no network, light and dark, with search, graph, slices and explanations.
+
+        Args:
+            path: where to write it, as UTF-8; None: nowhere.
+            title: its heading; None: the devices are named.
+            trace: measured times of a run of the same plan, shown on it.
+
+        Returns: the page.
+        """
+        from ..report.plan_html import to_html, write_html
+
+        page = to_html(self, title, trace)
+        if path is not None:
+            write_html(page, path)
+        return page
+
+    def _repr_html_(self) -> str:
+        from ..report.plan_notebook import to_notebook
+
+        return to_notebook(self)
+
+    def to_dot(self, detail: Detail = "nodes", *, fold: bool = True) -> str:
+        """The graph as text for Graphviz: layers in boxes, all-reduces between nodes. Arguments as for `table`."""
+        from ..report.plan_graph import to_dot
+
+        return to_dot(self, detail, fold)
+
+    def to_mermaid(self, detail: Detail = "layers", *, fold: bool = True) -> str:
+        """The graph as text for Mermaid, as Markdown pages show it. Arguments as for `table`."""
+        from ..report.plan_graph import to_mermaid
+
+        return to_mermaid(self, detail, fold)
+
+    def to_csv(self, path: str | os.PathLike[str] | None = None) -> str:
+        """Every node and leaf as a line of CSV, in the order of ``plan.nodes`` and ``plan.leafs``.
+
+        ``sources`` are numbers of lines, as in `PlanNode.sources`. Written to ``path``, too, where one is given.
+        """
+        from ..report.plan_csv import to_csv
+
+        text = to_csv(self)
+        if path is not None:
+            Path(path).write_text(text, encoding="utf-8", newline="")
+        return text
 
     def __str__(self) -> str:
         return self.table() + "\n" + self.summary()
