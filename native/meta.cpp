@@ -37,6 +37,7 @@ static ggml_backend_buffer_t buffer_for_sums(ggml_backend_t backend, size_t size
 #undef ggml_backend_meta_alloc_ctx_tensors_from_buft
 
 #include <algorithm>
+#include <optional>
 #include <unordered_set>
 
 using pgg::buffer_extra;

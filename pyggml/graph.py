@@ -18,6 +18,7 @@ from ._arguments import tensor_name, whole
 from ._ffi import ffi, lib, non_null
 from ._ffi.callbacks import Callback
 from ._ffi.interrupts import Held
+from ._ffi.spans import span
 from ._handle import Borrowed, Handle
 from .device import Device, default_threads
 from .dtype import DTypeLike, as_dtype
@@ -298,7 +299,10 @@ class Graph(Handle):
         """
         if inputs is not None and type(inputs) is not dict and not isinstance(inputs, Mapping):
             raise ArgumentError(f"run() takes a dict of values by input name, got {type(inputs).__name__}")
-        given = {**inputs, **more} if inputs else more
+        with span("Graph.run"):
+            return self._run({**inputs, **more} if inputs else more)
+
+    def _run(self, given: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
         self._check_open()
         if given.keys() != self._inputs.keys():
             if unknown := set(given) - set(self._inputs):

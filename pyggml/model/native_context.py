@@ -12,6 +12,7 @@ import numpy.typing as npt
 from .._ffi import ffi, lib
 from .._ffi.callbacks import Callback
 from .._ffi.interrupts import Held
+from .._ffi.spans import span
 from ..device import default_threads
 from ..dtype import as_dtype
 from ..errors import ClosedError, Error, UnsupportedError
@@ -104,12 +105,14 @@ class NativeContext:
 
     def compute(self, *, encode: bool = False) -> tuple[int, Error | None]:
         """Decodes (or encodes) the batch and waits for it; llama.cpp's status, and unless it is 0 an error with its reasons."""
-        with self._building():  # inside: the next call has other reasons
-            status = int((lib.llama_encode if encode else lib.llama_decode)(self.ptr, self.batch[0]))
-            what = f"{'encoding' if encode else 'decoding'} {int(self.batch.n_tokens)} tokens failed: {STATUS.get(status, f'status {status}')}"
-            error = failure(f"{self.loaded.info.path.name}: {what}") if status else None
-        if status == 0:
-            lib.llama_synchronize(self.ptr)
+        n = int(self.batch.n_tokens)
+        with span("llama_encode" if encode else "llama_decode", n):
+            with self._building():  # inside: the next call has other reasons
+                status = int((lib.llama_encode if encode else lib.llama_decode)(self.ptr, self.batch[0]))
+                what = f"{'encoding' if encode else 'decoding'} {n} tokens failed: {STATUS.get(status, f'status {status}')}"
+                error = failure(f"{self.loaded.info.path.name}: {what}") if status else None
+            if status == 0:
+                lib.llama_synchronize(self.ptr)
         return status, error
 
     def decode(self, tokens: npt.NDArray[np.int32], n_past: int, *, all_logits: bool) -> None:
