@@ -122,6 +122,8 @@ if TYPE_CHECKING:
     from .split import TensorInfo as TensorInfo
     from .split import rule as rule
     from .tensor import Tensor as Tensor
+    from .tracing import Trace as Trace
+    from .tracing import trace as trace
     from .weights import Weights as Weights
 
 # Names are loaded when they are first used: `import pyggml` costs little, `pyggml --help` less.
@@ -142,6 +144,7 @@ _HOMES = {
     "rules_file": ("load_rules", "rules_from_json", "rules_to_json", "rules_to_toml", "save_rules"),
     "split": ("Rule", "Segment", "Split", "SplitState", "TensorInfo", "rule"),
     "tensor": ("Tensor",),
+    "tracing": ("Trace", "trace"),
     "weights": ("Weights",),
     "errors": (
         "ArgumentError", "BusyError", "ClosedError", "DTypeError", "DeviceError", "DeviceLostError",
