@@ -39,7 +39,8 @@ def plan_model(
     """The split plan of a GGUF model, from its header alone.
 
     llama.cpp itself loads the file on simulated twins of the devices and decodes: no weight is read, no memory of a
-    device or buffer of the host is taken, nothing is computed. A file that was cut behind its header is enough.
+    device or buffer of the host is taken, nothing is computed. A file that was cut behind its header is enough. Of encoder-decoder
+    models (T5) it is the decoder's plan, after the encoder has read as many tokens (at most ``n_batch``).
 
     Args:
         path: the GGUF file (of a split one, the first part), or its header.
@@ -110,6 +111,8 @@ def _plan(
         stack.callback(loaded.release)
         context = NativeContext(loaded, options.context)
         stack.callback(context.free)
+        if lib.llama_model_has_encoder(loaded.ptr) and lib.llama_model_has_decoder(loaded.ptr):
+            _encode(context, min(n_past + n_tokens, context.n_batch))
         context.fill(n_past)
         lib.pgg_meta_capture_begin(loaded.meta)
         try:
@@ -130,6 +133,14 @@ def _plan(
         otherwise="policy",
         communicator=communicator_of(devices),
     )
+
+
+def _encode(context: NativeContext, n: int) -> None:
+    """What the decoder of an encoder-decoder model attends to."""
+    context.set_batch(np.zeros(n, np.int32), np.arange(n, dtype=np.int32), [(0,)] * n, np.ones(n, np.int8))
+    _, error = context.compute(encode=True)
+    if error is not None:
+        raise error
 
 
 @contextlib.contextmanager
