@@ -127,6 +127,7 @@ class Explainer:
         self._tensors: tuple[PlanNode | PlanLeaf, ...] = (*plan.nodes, *plan.leafs)
         self._summed_after = {i: r for r in plan.allreduces for i in range(min((*r.partial, r.after)), r.after + 1)}
         self._leaf_rules = [0 if x.cause is None or x.cause.rule is None else 1 << x.cause.rule for x in plan.leafs]
+        self._of_name: dict[str, list[int]] = {}
         self._causes: list[tuple[int, ...]] = []
         self._partners: list[tuple[int, ...]] = []
         self._named: list[int] = []
@@ -250,7 +251,10 @@ class Explainer:
         return isinstance(x, PlanNode) and self._ends_at(cause, x)
 
     def _note(self, x: PlanNode | PlanLeaf) -> str:
-        alike = [n.index for n in self.plan.nodes if n.name == x.name] if isinstance(x, PlanNode) and x.name else []
+        if not self._of_name:
+            for node in self.plan.nodes:
+                self._of_name.setdefault(node.name, []).append(node.index)
+        alike = self._of_name[x.name] if isinstance(x, PlanNode) and x.name else []
         if len(alike) < 2:
             return ""
         return f"{len(alike)} nodes are named {x.name!r}: {', '.join(map(str, alike))}; this is {x.index}"

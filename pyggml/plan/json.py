@@ -481,6 +481,11 @@ def _allreduce_dict(x: AllReduce) -> dict[str, Any]:
     }
 
 
+@_not_collecting()
+def to_json(plan: SplitPlan, indent: int | None) -> str:
+    return json.dumps(to_dict(plan), indent=indent, separators=(",", ":") if indent is None else None, ensure_ascii=False)
+
+
 def to_dict(plan: SplitPlan) -> dict[str, Any]:
     return {
         "schema": SCHEMA,

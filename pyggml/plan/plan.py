@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ..report.view import View
+    from ..tracing import Trace
     from .diff import PlanDiff
     from .explain import Explanation
 
@@ -105,10 +106,9 @@ class SplitPlan:
 
     def to_json(self, *, indent: int | None = None) -> str:
         """The plan as JSON, schema ``pyggml.plan/2`` (docs/plan-capture.md)."""
-        from .json import to_dict
+        from .json import to_json
 
-        separators = (",", ":") if indent is None else None
-        return json.dumps(to_dict(self), indent=indent, separators=separators, ensure_ascii=False)
+        return to_json(self, indent)
 
     @staticmethod
     def json_schema() -> dict[str, Any]:
@@ -332,7 +332,7 @@ class SplitPlan:
 
         return memory_bars(self, width)
 
-    def to_html(self, path: str | os.PathLike[str] | None = None, *, title: str | None = None, trace: object | None = None) -> str:
+    def to_html(self, path: str | os.PathLike[str] | None = None, *, title: str | None = None, trace: Trace | None = None) -> str:
         """The plan as a page: one file that needs no network, light and dark, with search, graph, slices and explanations.
 
         Args:

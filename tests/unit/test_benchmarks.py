@@ -37,6 +37,7 @@ def test_each_says_what_it_measures(name: str) -> None:
         ("graph_run", "--rounds", "1", "--instances", "1", "--runs", "1", "--nodes", "50"),
         ("model_speed", "--rounds", "1", "--dtypes", "q8_0", "--prompt", "8", "--tokens", "2"),
         ("plan_speed", "--rounds", "1", "--preset", "mixtral-8x7b"),
+        ("plan_value", "--rounds", "1", "--layers", "3", "--devices", "sim:2"),
     ],
     ids=lambda arguments: arguments[0],
 )
