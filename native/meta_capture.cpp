@@ -173,6 +173,8 @@ static std::string in_words(const std::string & reason) {
         { "== sum * tensor->ne[split_state.axis]", "its sources have different shares of the split axis" },
         { "view of permuted tensor not implemented", "a view of a permuted tensor cannot be followed" },
         { "src_ss[0].n_segments == 1", "a tensor in several segments cannot be reshaped so" },
+        { "src_ss[i].axis == GGML_BACKEND_SPLIT_AXIS_MIRRORED", "it needs all of its sources whole on every device" },
+        { "fatal error", "ggml has no rule for what this makes of the split axis" },
         { "suffix_fallback", "llama.cpp has no rule for it: it looks for a weight that this layer has not got" },
         { "not enough space in the context", "the graph has more tensors than there is room for" },
     };
