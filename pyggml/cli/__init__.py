@@ -15,6 +15,7 @@ from .demo import demo
 from .devices import devices
 from .plan import plan
 from .run import run
+from .trace import trace
 
 __all__ = ["main"]
 
@@ -32,6 +33,7 @@ def cli(verbose: int) -> None:
     pyggml compare MODEL.gguf -dev CUDA0,CUDA1               the split against one device
     pyggml run MODEL.gguf -dev CUDA0,CUDA1 -p "Once"         a text, continued by the split model
     pyggml bench MODEL.gguf -dev CUDA0,CUDA1                 how fast, unsplit, by layers and split
+    pyggml trace MODEL.gguf -dev CUDA0,CUDA1 --perfetto out  where the time goes
     """
     if verbose:
         import logging
@@ -39,7 +41,7 @@ def cli(verbose: int) -> None:
         logging.basicConfig(level=logging.INFO if verbose == 1 else logging.DEBUG, format="%(message)s")
 
 
-for command in (devices, demo, plan, compare, run, bench):
+for command in (devices, demo, plan, compare, run, bench, trace):
     cli.add_command(command)
 
 

@@ -203,19 +203,20 @@ def times_by_subgraph(trace: Trace, plan: SplitPlan | None = None) -> tuple[Subg
     Raises:
         ArgumentError: no run of the trace has the plan's subgraphs.
     """
-    shapes: dict[tuple[tuple[int, ...], ...], list[Run]] = {}
+    shapes: dict[tuple[str, _Shapes], list[Run]] = {}
     for run in trace.runs:
         if run.graphs:
-            shapes.setdefault(tuple(_shape(trace, g) for g in run.graphs), []).append(run)
+            label = run.label if plan is None else ""  # a plan does not say what its run is called
+            shapes.setdefault((label, tuple(_shape(trace, g) for g in run.graphs)), []).append(run)
     if plan is not None:
-        wanted = shape_of_plan(plan)
-        if wanted not in shapes:
-            have = "; ".join(f"{sum(map(len, shape))} subgraphs of {sum(map(sum, shape))} nodes" for shape in shapes) or "none on a meta device"
+        wanted = _shape_of_plan(plan)
+        if ("", wanted) not in shapes:
+            have = "; ".join(_words(shape) for _, shape in shapes) or "none on a meta device"
             raise ArgumentError(
-                f"no run of the trace is the planned one: the plan has {sum(map(len, wanted))} subgraphs of {sum(map(sum, wanted))} nodes, "
-                f"the trace has {have}; plan with as many tokens, and as many before them, as were decoded"
+                f"no run of the trace is the planned one: the plan has {_words(wanted)}, the trace has {have}; plan with as many tokens, "
+                "and as many before them, as were decoded"
             )
-        runs = shapes[wanted]
+        runs = shapes["", wanted]
     elif shapes:
         runs = max(shapes.values(), key=lambda of: sum(r.end - r.start for r in of))
     else:
@@ -226,18 +227,32 @@ def times_by_subgraph(trace: Trace, plan: SplitPlan | None = None) -> tuple[Subg
     return tuple(found)
 
 
-def _shape(trace: Trace, graph: int) -> tuple[int, ...]:
-    """The numbers of nodes of its subgraphs."""
-    nodes = {e.subgraph: e.nodes for e in trace.of_graph(graph) if e.kind == "compute"}
-    return tuple(nodes[i] for i in sorted(nodes))
+_Shapes = tuple[tuple[tuple[int, int], ...], ...]
+"""For each graph of a run, for each of its subgraphs: its nodes, and the bytes that are summed behind it."""
 
 
-def shape_of_plan(plan: SplitPlan) -> tuple[tuple[int, ...], ...]:
-    """The numbers of nodes of the subgraphs of each graph of a plan."""
-    graphs: dict[int, list[int]] = {}
-    for s in plan.subgraphs:
-        graphs.setdefault(s.graph, []).append(s.stop - s.start)
+def _shape(trace: Trace, graph: int) -> tuple[tuple[int, int], ...]:
+    nodes: dict[int, int] = {}
+    summed: dict[int, int] = {}
+    for e in trace.of_graph(graph):
+        if e.kind == "compute":
+            nodes[e.subgraph] = e.nodes
+        elif e.kind in ("allreduce", "copy"):
+            summed[e.subgraph] = e.bytes
+    return tuple((nodes[i], summed.get(i, 0)) for i in sorted(nodes))
+
+
+def _shape_of_plan(plan: SplitPlan) -> _Shapes:
+    summed = {r.subgraph: r.bytes for r in plan.allreduces}
+    graphs: dict[int, list[tuple[int, int]]] = {}
+    for i, s in enumerate(plan.subgraphs):
+        graphs.setdefault(s.graph, []).append((s.stop - s.start, summed.get(i, 0)))
     return tuple(tuple(graphs[g]) for g in sorted(graphs))
+
+
+def _words(shapes: _Shapes) -> str:
+    parts = [p for shape in shapes for p in shape]
+    return f"{len(parts)} subgraphs of {sum(n for n, _ in parts)} nodes and {sum(b for _, b in parts):,} bytes to be summed"
 
 
 def _subgraphs(trace: Trace, k: int, graphs: Sequence[int]) -> list[SubgraphTime]:
