@@ -10,12 +10,17 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from .._units import binary, counted, percent, ranges
+from ..errors import ArgumentError
 from ..plan import AllReduce, PlanLeaf, PlanNode, SplitPlan
 from .fold import Stretch, layer_of, leafs_first_read, stretches
 
-__all__ = ["MEMORY", "PENDING_NOTE", "Content", "Item", "MemoryOf", "Piece", "Reduce", "dims", "split_counts"]
+if TYPE_CHECKING:
+    from ..tracing import Trace
+
+__all__ = ["MEMORY", "PENDING_NOTE", "Content", "Item", "Measured", "MemoryOf", "Piece", "Reduce", "dims", "split_counts"]
 
 PENDING_NOTE = "(P): a sum that an all-reduce further down completes"
 
@@ -127,11 +132,34 @@ class MemoryOf:
         return sum(self.parts)
 
 
-class Content:
-    """A plan's content. What costs time is made when it is first asked for."""
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The times of one subgraph of the plan: means over runs, in microseconds for each device; None where it had no part."""
 
-    def __init__(self, plan: SplitPlan) -> None:
+    compute: tuple[float | None, ...]
+    wait: tuple[float | None, ...]
+    """For other devices, in the sum behind it."""
+    reduce: tuple[float | None, ...]
+    """The sum behind it."""
+
+
+class Content:
+    """A plan's content. What costs time is made when it is first asked for.
+
+    Args:
+        plan: the plan.
+        trace: measured times of runs of it.
+
+    Raises:
+        ArgumentError: the trace has no run of this plan, or not its devices.
+    """
+
+    def __init__(self, plan: SplitPlan, trace: Trace | None = None) -> None:
         self.plan = plan
+        self.measured: tuple[Measured | None, ...] | None = None
+        self.n_runs = 0
+        if trace is not None:
+            self.measured, self.n_runs = _measured(plan, trace)
 
     @cached_property
     def items(self) -> tuple[Item, ...]:
@@ -305,6 +333,28 @@ class Content:
     def reduces_in(self, start: int, stop: int) -> list[Reduce]:
         """The all-reduces behind nodes ``start`` to ``stop - 1``."""
         return [self.reduces[i] for i in range(start, stop) if i in self.reduces]
+
+
+def _measured(plan: SplitPlan, trace: Trace) -> tuple[tuple[Measured | None, ...], int]:
+    names = [d.name for d in trace.devices]
+    missing = [d for d in plan.devices if d not in names]
+    if missing:
+        raise ArgumentError(f"the trace has no device {_and(missing)}, which the plan is for; it has {_and(names)}: trace a run on the plan's devices")
+    at = [names.index(d) for d in plan.devices]
+
+    def mine(times: tuple[float | None, ...]) -> tuple[float | None, ...]:
+        return tuple(None if (t := times[j]) is None else t / 1000 for j in at)
+
+    times = trace.times_by_subgraph(plan)
+    found = {(t.graph, t.subgraph): Measured(mine(t.compute), mine(t.wait), mine(t.reduce)) for t in times}
+    # graphs by their order in the plan, subgraphs by their order in the graph
+    graphs = sorted({s.graph for s in plan.subgraphs})
+    seen: Counter[int] = Counter()
+    out = []
+    for s in plan.subgraphs:
+        out.append(found.get((graphs.index(s.graph), seen[s.graph])))
+        seen[s.graph] += 1
+    return tuple(out), max((t.runs for t in times), default=0)
 
 
 def _pair(n: int, noun: str) -> tuple[str, str]:

@@ -75,14 +75,10 @@ def memory_bars(plan: SplitPlan, width: int) -> View:
     names = max((len(d) for d in plan.devices), default=0)
     lines: list[Line] = []
     for j, m in enumerate(content.memory):
-        bar, at, done = "", 0, 0
-        for shade, n in zip(_SHADES, m.parts, strict=True):
-            at += n
-            until = round(width * at / largest)
-            # what there is is seen, however little
-            until = min(width, max(until, done + 1)) if n else until
-            bar += shade * (until - done)
-            done = max(done, until)
+        # what there is is seen, however little; the largest part gives the room
+        cells = [max(1, round(width * n / largest)) if n else 0 for n in m.parts]
+        cells[m.parts.index(max(m.parts))] -= max(0, sum(cells) - max(1, round(width * m.total / largest)))
+        bar = "".join(shade * n for shade, n in zip(_SHADES, cells, strict=True))
         share = f"  {percent(m.share)} of split weights" if m.share else ""
         lines.append(((f" {MARKS[j % 16]} ", f"d{j % 16}"), (f" {m.name:<{names}} ", "bold"), (bar.ljust(width), ""), (f"  {binary(m.total)}", "bold"), (share, "dim")))
         parts = ", ".join(f"{key} {binary(n)}" for (key, _), n in zip(MEMORY, m.parts, strict=True) if n)

@@ -16,11 +16,13 @@ from .._about import __version__
 from .._units import binary, percent, ranges
 from ..plan import PlanNode, SplitPlan
 from ..plan.explain import Explainer
-from .content import MEMORY, Content, MemoryOf, Piece, dims, split_counts
+from .content import MEMORY, Content, Measured, MemoryOf, Piece, dims, split_counts
 from .plan_text import host_words, missed_words
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+
+    from ..tracing import Trace
 
 __all__ = ["environment", "to_html", "write_html"]
 
@@ -57,11 +59,11 @@ def _script_json(data: object) -> str:
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
-def to_html(plan: SplitPlan, title: str | None = None, trace: object = None) -> str:
+def to_html(plan: SplitPlan, title: str | None = None, trace: Trace | None = None) -> str:
     """See `SplitPlan.to_html`."""
     from markupsafe import Markup
 
-    content = Content(plan)
+    content = Content(plan, trace)
     script = (_FOLDER / "plan.js").read_text("utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     templates = environment()
@@ -76,7 +78,9 @@ def to_html(plan: SplitPlan, title: str | None = None, trace: object = None) -> 
         host=host_words(plan),
         # none of these three has a word of the plan that is not escaped: CSS and script are ours, the data is JSON
         css=Markup(templates.get_template("plan.css").render()),
-        data=Markup(_script_json(_data(content, trace))),
+        measured=_totals(content),
+        n_runs=content.n_runs,
+        data=Markup(_script_json(_data(content))),
         script=Markup(script),
         script_hash=Markup(f"'sha256-{digest}'"),
     )
@@ -110,7 +114,7 @@ def _memory(m: MemoryOf, device: int, largest: int) -> dict[str, Any]:
     }
 
 
-def _data(content: Content, trace: object) -> dict[str, Any]:
+def _data(content: Content) -> dict[str, Any]:
     plan = content.plan
     strings, held, bands, slices = _Pool(), _Pool(), _Pool(), _Pool()
     strings("")
@@ -171,12 +175,44 @@ def _data(content: Content, trace: object) -> dict[str, Any]:
         "reads": {at: [x.number for x in leafs] for at, leafs in content.first_read.items() if at is not None},
         "subs": [[s.start, s.stop, s.graph] for s in plan.subgraphs],
         "why": _why(content, strings),
-        "times": None,
+        "times": None if content.measured is None else [None if m is None else _times(m) for m in content.measured],
         "held": held.all(),
         "bands": bands.all(),
         "slices": slices.all(),
         "strings": strings.all(),
     }
+
+
+def _times(m: Measured) -> list[list[float | None]]:
+    """Compute, wait and reduce of each device, in microseconds."""
+    return [[None if t is None else round(t, 2) for t in of] for of in (m.compute, m.wait, m.reduce)]
+
+
+def _totals(content: Content) -> list[dict[str, Any]]:
+    """Of all subgraphs, for each device."""
+    if content.measured is None:
+        return []
+    rows = []
+    for j, name in enumerate(content.plan.devices):
+        parts = [(m.compute[j] or 0, m.wait[j] or 0, m.reduce[j] or 0) for m in content.measured if m is not None]
+        rows.append((name, [sum(of) for of in zip(*parts, strict=True)]))
+    most = max((sum(sums) for _, sums in rows), default=0) or 1
+    return [
+        {
+            "device": j % 16,
+            "name": name,
+            "parts": [
+                {"key": key, "width": f"{100 * t / most:.2f}", "text": microseconds(t)}
+                for key, t in zip(("compute", "wait", "reduce"), sums, strict=True)
+            ],
+        }
+        for j, (name, sums) in enumerate(rows)
+    ]
+
+
+def microseconds(t: float) -> str:
+    """``1.25 ms``."""
+    return f"{t / 1e6:.2f} s" if t >= 1e6 else f"{t / 1000:.2f} ms" if t >= 1000 else f"{t:.1f} µs"
 
 
 def _piece_words(content: Content, p: Piece) -> str:

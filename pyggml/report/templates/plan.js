@@ -26,7 +26,7 @@
     while (n >= 1023.95 && k < 4) { n /= 1024; k++; }
     return (k === 0 ? n : n.toFixed(k > 2 ? 2 : 1)) + " " + units[k];
   }
-  const micro = (us) => us >= 1e6 ? (us / 1e6).toFixed(2) + " s" : us >= 1000 ? (us / 1000).toFixed(2) + " ms" : us.toFixed(us < 10 ? 1 : 0) + " µs";
+  const micro = (us) => us >= 1e6 ? (us / 1e6).toFixed(2) + " s" : us >= 1000 ? (us / 1000).toFixed(2) + " ms" : us.toFixed(1) + " µs";
 
   // who reads what, and what a row is found by: made when first asked for
   let readers = null, haystacks = null;
@@ -86,7 +86,9 @@
           if (all) (D.reads[i] || []).forEach((leaf) => rows.push({ kind: "item", i: leaf }));
           const reduce = D.reduces[i];
           if (all || !isView(i) || reduce) rows.push({ kind: "item", i });
-          if (reduce && state.tab === "graph") rows.push({ kind: "reduce", i });
+          if (state.tab !== "graph") continue;
+          if (D.times && D.times[C.sub[i]] && i === D.subs[C.sub[i]][1] - 1) rows.push({ kind: "time", i });
+          if (reduce) rows.push({ kind: "reduce", i });
         }
       });
     }
@@ -119,7 +121,7 @@
     rows.forEach((row, r) => {
       const into = new Set();
       if (row.kind === "item" && row.i < N) C.src[row.i].forEach((s) => s < N && resolve(s, r, into, 0));
-      if (row.kind === "reduce") into.add(r - 1);
+      if (row.kind === "reduce") into.add(rowOf[row.i]);
       if (row.kind === "group" && row.piece && !isOpen(row.key))
         for (let i = row.piece[1]; i < row.piece[2]; i++) C.src[i].forEach((s) => s < N && (s < row.piece[1] || s >= row.piece[2]) && resolve(s, r, into, 0));
       inputs[r] = [...into];
@@ -290,9 +292,27 @@
     }
     return t;
   }
+  const inSubgraph = (k, sub) => rows[k] && (rows[k].kind === "item" || rows[k].kind === "time") && C.sub[rows[k].i] === sub;
+  // how long each device took for the subgraph that ends here, and waited behind it
+  function timeLanes(row, r, into) {
+    const sub = C.sub[row.i], [compute, wait, reduce] = D.times[sub];
+    const total = DEVICES.map((d, j) => (compute[j] || 0) + (wait[j] || 0) + (reduce[j] || 0)), most = Math.max(...total) || 1;
+    const edge = (inSubgraph(r - 1, sub) ? "" : " first") + (inSubgraph(r + 1, sub) ? "" : " last");
+    DEVICES.forEach((d, j) => {
+      const c = cell(`lane${edge}`, compute[j] === null ? "–" : micro(compute[j]), true), t = el("span", `track d${j % 16}`);
+      c.title = `${d}: computes ${micro(compute[j] || 0)}, waits ${micro(wait[j] || 0)}, sums ${micro(reduce[j] || 0)}`;
+      [["compute", compute[j]], ["wait", wait[j]], ["reduce", reduce[j]]].forEach(([key, us]) => {
+        const part = el("i", `t-${key}`);
+        part.style.width = `${(100 * (us || 0)) / most}%`;
+        t.append(part);
+      });
+      c.append(t);
+      into.append(c);
+    });
+  }
   function lanes(row, r, into) {
     const i = row.i, words = held(i), sub = C.sub[i];
-    const same = (k) => rows[k] && rows[k].kind === "item" && C.sub[rows[k].i] === sub;
+    const same = (k) => inSubgraph(k, sub);
     const edge = (same(r - 1) ? "" : " first") + (same(r + 1) ? "" : " last");
     DEVICES.forEach((d, j) => {
       const c = cell(`lane ${look(i) || "none"}${edge}`, words.length ? S[words[j]] : "–", true);
@@ -332,7 +352,7 @@
       });
       title.append(step);
     }
-    const words = S[p[6]] + (D.times ? pieceTime(p) : "");
+    const words = S[p[6]] + (D.times ? pieceTime(p, row.key) : "");
     title.append(el("span", "words", words));
     title.title = words;
     e.append(title);
@@ -369,11 +389,18 @@
     }
     e.setAttribute("aria-level", 2);
     const i = row.i;
+    if (row.kind === "time") {
+      e.classList.add("time");
+      const label = cell("name", `measured: subgraph ${C.sub[i]}`, true);
+      label.style.gridColumn = grid.clientWidth < 640 ? "2 / span 2" : "2 / span 3";
+      e.append(gutter(r, row), label);
+      timeLanes(row, r, e);
+      return e;
+    }
     if (row.kind === "reduce") {
       e.classList.add("reduce");
       const x = D.reduces[i], label = cell("name", `all-reduce ${binary(x.bytes)}`, true), across = cell("across", "", true);
       label.style.gridColumn = grid.clientWidth < 640 ? "2 / span 2" : "2 / span 3";
-      if (D.times && D.times.reduces[i]) label.textContent += ` · ${micro(D.times.reduces[i])}`;
       across.style.gridColumn = `span ${DEVICES.length}`;
       across.style.gridTemplateColumns = `repeat(${DEVICES.length}, 1fr)`;
       across.title = S[x.text];
@@ -646,35 +673,34 @@
     selected.append(el("p", "", "All devices wait for each other here, and each gets the sum of what all of them have computed."));
     const t = el("table");
     x.facts.forEach(([k, v]) => { const tr = el("tr"), th = el("th", "", S[k]); th.scope = "row"; tr.append(th, el("td", "", S[v])); t.append(tr); });
-    if (D.times && D.times.reduces[i]) { const tr = el("tr"), th = el("th", "", "measured"); th.scope = "row"; tr.append(th, el("td", "", micro(D.times.reduces[i]))); t.append(tr); }
     selected.append(t);
+    if (D.times) subTimes(C.sub[i], selected);
     links("The sums arise in", x.origins, selected);
     links("What is summed", [i], selected);
     links("The sum is read by", users(i), selected);
   }
 
   // measured times
-  function pieceTime(p) {
+  const took = (times) => Math.max(...DEVICES.map((d, j) => (times[0][j] || 0) + (times[1][j] || 0) + (times[2][j] || 0)));
+  function pieceTime(p, k) {
+    // of all layers that it stands for: the subgraphs that end in them
+    const layers = state.fold && p[0] >= 0 ? layersAlike(p) : [p[0]], pieces = p[0] < 0 ? [p] : layers.map((l) => D.pieces[byLayer.get(l)[ordinal[k]]]);
     let n = 0;
-    const subs = new Set();
-    for (let i = p[1]; i < p[2]; i++) subs.add(C.sub[i]);
-    subs.forEach((s) => { const of = D.times.subs[s]; if (of) n += Math.max(...of.map((x) => x || 0)); });
-    return n ? ` · ${micro(n)} measured in its subgraphs` : "";
+    pieces.forEach((x) => { for (let i = x[1]; i < x[2]; i++) if (D.times[C.sub[i]] && i === D.subs[C.sub[i]][1] - 1) n += took(D.times[C.sub[i]]); });
+    return n ? ` · ${micro(n)} measured` : "";
   }
   function subTimes(sub, into) {
-    const of = D.times.subs[sub];
+    const of = D.times[sub];
     if (!of) return;
-    const most = Math.max(...of.map((x) => x || 0));
-    into.append(el("h3", "", `Measured: subgraph ${sub}`));
-    const t = el("table");
-    of.forEach((us, j) => {
-      const tr = el("tr"), d = el("td"), bar = el("td"), b = el("span", "track"), fill = el("i", `d${j % 16}`);
-      d.append(el("i", `swatch d${j % 16}`), DEVICES[j]);
-      fill.style.left = "0";
-      fill.style.width = `${most ? (100 * (us || 0)) / most : 0}%`;
-      b.append(fill);
-      bar.append(b);
-      tr.append(d, bar, el("td", "right", us === null ? "–" : micro(us)));
+    into.append(el("h3", "", `Measured: subgraph ${sub} and the sum behind it`));
+    const t = el("table"), h = el("tr");
+    [["device", ""], ["computes", "right"], ["waits", "right"], ["sums", "right"]].forEach(([w, c]) => { const th = el("th", c, w); th.scope = "col"; h.append(th); });
+    t.append(h);
+    DEVICES.forEach((d, j) => {
+      const tr = el("tr"), first = el("td");
+      first.append(el("i", `swatch d${j % 16}`), d);
+      tr.append(first);
+      of.forEach((x) => tr.append(el("td", "right", x[j] === null ? "–" : micro(x[j]))));
       t.append(tr);
     });
     into.append(t);
