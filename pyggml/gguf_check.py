@@ -367,6 +367,9 @@ def _other_splits(siblings: list[Path], whole: bool) -> Iterator[GGUFInfo]:
         number = _split_number(part, "split.no")
         if number != i:
             raise FileFormatError(f"{path}: split.no: found {number}, expected {i}")
+        count = _split_number(part, "split.count")
+        if count != len(siblings):
+            raise FileFormatError(f"{path}: split.count: found {count}, expected {len(siblings)}: it is a part of a model that was split otherwise")
         yield part
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .gguf_files import split_gguf as split_gguf
+    from .gguf_files import synthetic_weights as synthetic_weights
     from .header import HEADER_PRESETS as HEADER_PRESETS
     from .header import llama_header as llama_header
     from .plans import PlanMismatch as PlanMismatch
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 # Names are loaded when they are first used: every run of pytest imports this package for its plugin.
 _HOMES = {
+    "gguf_files": ("split_gguf", "synthetic_weights"),
     "header": ("HEADER_PRESETS", "llama_header"),
     "plans": ("PlanMismatch", "assert_plan"),
     "tiny": ("ARCHITECTURES", "DEFAULT_SHARES", "TinyModel", "tiny_gguf"),
@@ -35,6 +38,8 @@ __all__ = [
     "TinyModel",
     "assert_plan",
     "llama_header",
+    "split_gguf",
+    "synthetic_weights",
     "tiny_gguf",
 ]
 

@@ -17,12 +17,12 @@ import numpy.typing as npt
 
 from ..dtype import DType, DTypeLike, QuantizedArray, as_dtype
 
-__all__ = ["ArrayValue", "Value", "write_gguf", "write_sparse_gguf"]
+__all__ = ["ArrayValue", "Value", "write_gguf", "write_raw_gguf", "write_sparse_gguf"]
 
 ALIGNMENT = 32
 
 ArrayValue = Union["npt.NDArray[np.generic]", Sequence[str], Sequence[bytes]]
-Value = bool | int | float | str | ArrayValue
+Value = bool | int | float | str | np.generic | ArrayValue
 
 _UINT32, _INT32, _FLOAT32, _BOOL, _STRING, _ARRAY, _UINT64 = 4, 5, 6, 7, 8, 9, 10
 _NUMPY_TYPES = {
@@ -38,6 +38,8 @@ def _string(value: str | bytes) -> bytes:
 
 def _value(value: Value) -> bytes:
     # Python's int becomes uint32 and its float float32: the types that llama.cpp reads
+    if isinstance(value, np.generic):  # of just this type
+        return struct.pack("<I", _NUMPY_TYPES[value.dtype.name]) + value.tobytes()
     if isinstance(value, bool):
         return struct.pack("<I?", _BOOL, value)
     if isinstance(value, int):
@@ -88,6 +90,25 @@ def write_gguf(
         file.write(head)
         for t in tensors.values():
             raw = t.data if isinstance(t, QuantizedArray) else np.ascontiguousarray(t)
+            file.write(raw.data.cast("B"))
+            file.write(b"\0" * (_pad(raw.nbytes) - raw.nbytes))
+
+    return _replace(path, body)
+
+
+def write_raw_gguf(
+    path: str | os.PathLike[str],
+    metadata: Mapping[str, Value],
+    tensors: Iterable[tuple[str, Sequence[int], DType]],
+    data: Iterable[npt.NDArray[np.generic]],
+) -> Path:
+    """Writes tensors of any format, shapes in ggml's order, from their bytes, one after the other."""
+    head, _ = gguf_header(metadata, tensors)
+
+    def body(file: BinaryIO) -> None:
+        file.write(head)
+        for values in data:
+            raw = np.ascontiguousarray(values)
             file.write(raw.data.cast("B"))
             file.write(b"\0" * (_pad(raw.nbytes) - raw.nbytes))
 
