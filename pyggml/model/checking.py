@@ -27,6 +27,7 @@ from .options import MAX_TOKENS, Devices, ModelOptions, check_arch, check_cache,
 __all__ = ["check_model"]
 
 _USUAL = ModelOptions("tensor")
+_OTHERWISE = Repair("split_mode='layer', or 'none'")
 _KINDS: dict[type[Error], str] = {DTypeError: "option", UnsupportedError: "option", ArgumentError: "rule"}
 
 
@@ -107,7 +108,12 @@ def _refused(error: Error, options: ModelOptions, path: object, kind: str = "") 
     why, _, repair = text.rpartition("; ")
     shown = ", ".join(f"{n}={getattr(options, n)!r}" for n in names) if names else "split_mode='tensor'"
     kind = kind or next(k for e, k in _KINDS.items() if isinstance(error, e))
-    return Violation(kind, "rules" if kind == "rule" else shown, "", "", (), why or text, repairs=(Repair(repair),) if why else ())
+    if kind == "rule":  # it matches nothing
+        return Violation(kind, "rules", "", "", (), text, repairs=(Repair("leave them out, or name tensors that the model has"),))
+    if not why:
+        why, _, repair = text.partition(": flash_attn=")
+        repair = "flash_attn=" + repair if repair else "options that go together"
+    return Violation(kind, shown, "", "", (), why, repairs=(Repair(repair),))
 
 
 def _steps(options: ModelOptions, n_tokens: int | None, n_past: int) -> tuple[tuple[int, int], ...]:
@@ -156,7 +162,7 @@ class _Job:
             except OutOfMemoryError:
                 raise
             except Error as error:
-                beyond.append(Violation("model", self.info.path.name, "", "", (), str(error)))
+                beyond.append(Violation("model", self.info.path.name, "", "", (), str(error), repairs=(_OTHERWISE,)))
         decisions = loaded[0].decisions if loaded else {}
         violations, unjudged = violations_from(found, origins_of(decisions, rules, len(front), self.n_yours))
         named = {v.node for v in violations if v.kind == "rule"}
