@@ -14,6 +14,7 @@
 // failed one in it. Assertions on types and shapes are alike on all threads. Those on data are not; the ones
 // that upstream has or lacks are made up for by a check of all indices, on every thread, before the kernel runs.
 
+#include "ggml_cpu_gelu.h"
 #include "ggml_cpu_guard.h"
 
 #include "ggml-backend.h"
@@ -90,7 +91,9 @@ static void pgg_leave(struct ggml_threadpool * tp, int last_node) {
 }
 
 static void pgg_run_plain(struct ggml_compute_params * params, struct ggml_tensor * node, struct ggml_tensor * second) {
-    pgg_upstream_forward(params, node);
+    if (!pgg_cpu_gelu(params, node)) {
+        pgg_upstream_forward(params, node);
+    }
     UNUSED(second);
 }
 

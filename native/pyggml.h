@@ -208,6 +208,14 @@ PGG_API void         pgg_trace_span(const char * label, int64_t start); // from 
 PGG_API void         pgg_trace_mute(bool on);
 
 //
+// ggml_cpu_gelu.cpp
+//
+
+// While on (calls are counted), CPU and virtual CPU devices compute GELU, GELU_QUICK and their GEGLUs of F32 by their formula
+// and not by ggml's table, which rounds the argument to F16: for comparisons. Of the whole process.
+PGG_API void pgg_cpu_exact_gelu(bool on);
+
+//
 // cpu_backend.cpp: virtual CPU devices VCPU0, VCPU1, ...
 //
 
