@@ -37,5 +37,5 @@ def remarks(diff: PlanDiff, views: bool, cut: int = 0) -> list[str]:
     if cut:
         out.append(f"… and {counted(cut, 'line')} more")
     if (n := hidden_views(diff)) and not views:
-        out.append(f"({counted(n, 'view differs', 'views differ')}, too: views=True shows them)")
+        out.append(f"({counted(n, 'view differs', 'views differ')}, too)")
     return out
