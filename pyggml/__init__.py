@@ -109,7 +109,9 @@ if TYPE_CHECKING:
     from .model_comparison import NodeComparison as NodeComparison
     from .model_comparison import compare_models as compare_models
     from .model_comparison import compare_nodes as compare_nodes
+    from .plan import CheckReport as CheckReport
     from .plan import SplitPlan as SplitPlan
+    from .plan import Violation as Violation
     from .rules_file import load_rules as load_rules
     from .rules_file import rules_from_json as rules_from_json
     from .rules_file import rules_to_json as rules_to_json
@@ -140,7 +142,7 @@ _HOMES = {
         "plan_model",
     ),
     "model_comparison": ("ModelComparison", "NodeComparison", "compare_models", "compare_nodes"),
-    "plan": ("SplitPlan",),
+    "plan": ("CheckReport", "SplitPlan", "Violation",),
     "rules_file": ("load_rules", "rules_from_json", "rules_to_json", "rules_to_toml", "save_rules"),
     "split": ("Rule", "Segment", "Split", "SplitState", "TensorInfo", "rule"),
     "tensor": ("Tensor",),

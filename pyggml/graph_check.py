@@ -5,20 +5,30 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ._ffi import ffi, lib
 from .device import Device
 from .errors import OutOfMemoryError, SplitError
 from .meta import MetaDevice, Target, as_rule, check_target, target_devices, twins
-from .plan.check import CheckReport, Origin, Repair, Violation, memory_violations, violation_of, violations_from
+from .plan.check import (
+    CheckReport,
+    Origin,
+    Repair,
+    Violation,
+    memory_violations,
+    shares_missed,
+    violation_of,
+    violations_from,
+)
 from .repairs import with_tried_repairs
 from .split import Decision, Rule
 
 if TYPE_CHECKING:
     from .graph import Graph
 
-__all__ = ["check_graph", "collecting", "origins_of", "twins_of", "unlimited"]
+__all__ = ["check_graph", "collecting", "origins_of", "too_large", "twins_of", "unlimited"]
 
 
 def check_graph(
@@ -34,27 +44,25 @@ def check_graph(
     with twins_of(devices) as stand_ins:
 
         def once(front: tuple[Rule, ...]) -> CheckReport:
-            return CheckReport(f"graph over {names}", *_check(graph, devices, stand_ins, (*front, *given), len(front)))
+            return _check(f"graph over {names}", graph, devices, stand_ins, (*front, *given), len(front))
 
         report = once(())
         return with_tried_repairs(report, once) if repairs and not report.ok else report
 
 
-def _check(graph: Graph, devices: Sequence[Device], stand_ins: Sequence[Device], rules: tuple[Rule, ...], n_front: int) -> tuple[tuple[Violation, ...], tuple[str, ...]]:
+def _check(about: str, graph: Graph, devices: Sequence[Device], stand_ins: Sequence[Device], rules: tuple[Rule, ...], n_front: int) -> CheckReport:
     try:
-        return _once(graph, stand_ins, rules, n_front)
+        return _once(about, graph, stand_ins, rules, n_front)
     except OutOfMemoryError as error:
         said = str(error)
     with unlimited():
         for one in stand_ins:
             one.reset_stats()
-        found, unjudged = _once(graph, stand_ins, rules, n_front)
-    needs = [d.stats().buffer_bytes_peak for d in stand_ins]
-    has = [d.memory.total for d in devices]
-    return (*found, *memory_violations([d.name for d in devices], has, needs, said)), unjudged
+        report = _once(about, graph, stand_ins, rules, n_front)
+    return too_large(report, devices, stand_ins, said)
 
 
-def _once(graph: Graph, stand_ins: Sequence[Device], rules: tuple[Rule, ...], n_front: int) -> tuple[tuple[Violation, ...], tuple[str, ...]]:
+def _once(about: str, graph: Graph, stand_ins: Sequence[Device], rules: tuple[Rule, ...], n_front: int) -> CheckReport:
     meta = MetaDevice(stand_ins, rules)
     outputs: list[Violation] = []
     beyond: list[Violation] = []
@@ -72,7 +80,7 @@ def _once(graph: Graph, stand_ins: Sequence[Device], rules: tuple[Rule, ...], n_
             except SplitError as error:
                 beyond.append(violation_of(error))
         violations, unjudged = violations_from(found, origins_of(meta.decisions, rules, n_front))
-        return (*violations, *beyond, *outputs), unjudged
+        return CheckReport(about, (*violations, *beyond, *outputs), unjudged, shares_missed(meta.decisions))
     finally:
         meta.close()
 
@@ -121,6 +129,13 @@ def collecting(meta: Any) -> Iterator[dict[str, Any]]:
         text = lib.pgg_meta_check_take()
         found.update(json.loads(ffi.string(text)))
         lib.pgg_free(text)
+
+
+def too_large(report: CheckReport, devices: Sequence[Device], stand_ins: Sequence[Device], said: str) -> CheckReport:
+    """The report of a check with unlimited memory, with the devices that have too little."""
+    needs = [d.stats().buffer_bytes_peak for d in stand_ins]
+    found = memory_violations([d.name for d in devices], [d.memory.total for d in devices], needs, said)
+    return replace(report, violations=(*report.violations, *found))
 
 
 @contextlib.contextmanager

@@ -15,9 +15,9 @@ from ..device import Device
 from ..errors import ArgumentError, DTypeError, Error, OutOfMemoryError, SplitError, UnsupportedError
 from ..gguf_check import check_gguf
 from ..gguf_info import GGUFInfo
-from ..graph_check import collecting, origins_of, twins_of, unlimited
+from ..graph_check import collecting, origins_of, too_large, twins_of, unlimited
 from ..meta import as_rule
-from ..plan.check import CheckReport, Repair, Violation, memory_violations, violation_of, violations_from
+from ..plan.check import CheckReport, Repair, Violation, shares_missed, violation_of, violations_from
 from ..repairs import with_tried_repairs
 from ..split import Rule
 from .loading import LoadedModel, whole_file
@@ -92,11 +92,11 @@ def check_model(
         return CheckReport(about, (*refused, _refused(error, options, path, "model")))
 
     with twins_of(devices) as stand_ins:
-        job = _Job(info, tuple(devices), stand_ins, every, len(yours), options, steps)
+        job = _Job(about, info, tuple(devices), stand_ins, every, len(yours), options, steps)
 
         def once(front: tuple[Rule, ...]) -> CheckReport:
-            found, unjudged = job.check(front)
-            return CheckReport(about, (*refused, *found), unjudged)
+            report = job.check(front)
+            return replace(report, violations=(*refused, *report.violations))
 
         report = once(())
         return with_tried_repairs(report, once) if repairs and not report.ok else report
@@ -128,6 +128,7 @@ def _steps(options: ModelOptions, n_tokens: int | None, n_past: int) -> tuple[tu
 
 @dataclass(frozen=True)
 class _Job:
+    about: str
     info: GGUFInfo
     devices: tuple[Device, ...]
     stand_ins: Sequence[Device]
@@ -136,7 +137,7 @@ class _Job:
     options: ModelOptions
     steps: tuple[tuple[int, int], ...]
 
-    def check(self, front: tuple[Rule, ...]) -> tuple[tuple[Violation, ...], tuple[str, ...]]:
+    def check(self, front: tuple[Rule, ...]) -> CheckReport:
         try:
             return self._once(front)
         except OutOfMemoryError as error:
@@ -144,12 +145,10 @@ class _Job:
         with unlimited():
             for one in self.stand_ins:
                 one.reset_stats()
-            found, unjudged = self._once(front)
-        needs = [d.stats().buffer_bytes_peak for d in self.stand_ins]
-        has = [d.memory.total for d in self.devices]
-        return (*found, *memory_violations([d.name for d in self.devices], has, needs, said)), unjudged
+            report = self._once(front)
+        return too_large(report, self.devices, self.stand_ins, said)
 
-    def _once(self, front: tuple[Rule, ...]) -> tuple[tuple[Violation, ...], tuple[str, ...]]:
+    def _once(self, front: tuple[Rule, ...]) -> CheckReport:
         rules = (*front, *self.rules)
         wrong = misfits(self.info, self.options, rules, len(self.devices))
         beyond: list[Violation] = []
@@ -168,7 +167,8 @@ class _Job:
         named = {v.node for v in violations if v.kind == "rule"}
         missed = [violation_of(e) for e in wrong if e.node not in named]
         # what llama.cpp says behind a refusal is said already
-        return (*violations, *(replace(v, kind="rule") for v in missed), *([] if violations or missed else beyond)), unjudged
+        every = (*violations, *(replace(v, kind="rule") for v in missed), *([] if violations or missed else beyond))
+        return CheckReport(self.about, every, unjudged, shares_missed(decisions))
 
     def _run(self, rules: tuple[Rule, ...], out: list[LoadedModel]) -> None:
         with contextlib.ExitStack() as stack:

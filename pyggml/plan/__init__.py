@@ -1,5 +1,6 @@
 """The plan of a run as a value: what it consists of (`values`), the whole (`plan`), and its JSON (`json`)."""
 
+from .check import CheckReport, Violation
 from .plan import SCHEMA, Detail, PlanKeyError, SplitPlan
 from .values import (
     VIEW_OPS,
@@ -23,6 +24,7 @@ __all__ = [
     "VIEW_OPS",
     "AllReduce",
     "Cause",
+    "CheckReport",
     "Detail",
     "PlanKeyError",
     "PlanLeaf",
@@ -35,6 +37,7 @@ __all__ = [
     "Slice",
     "SplitPlan",
     "Subgraph",
+    "Violation",
     "WeightBytes",
     "parse_state",
 ]

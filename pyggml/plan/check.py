@@ -6,10 +6,13 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..errors import OutOfMemoryError, SplitError
-from ..split import Rule
+from ..errors import ArgumentError, OutOfMemoryError, SplitError
+from ..split import Decision, Rule
+
+if TYPE_CHECKING:
+    from .plan import SplitPlan
 
 __all__ = ["CheckReport", "Origin", "Repair", "Violation", "ViolationSource", "alike", "folded_name"]
 
@@ -254,3 +257,50 @@ def _ne(ne: Sequence[int]) -> tuple[int, ...]:
     while n > 1 and ne[n - 1] == 1:
         n -= 1
     return tuple(int(x) for x in ne[:n])
+
+
+def check_plan(plan: SplitPlan, memory: Mapping[str, int] | Sequence[int] | None) -> CheckReport:
+    """See `SplitPlan.check`."""
+    if memory is not None and not isinstance(memory, Mapping):
+        if len(memory) != len(plan.devices):
+            raise ArgumentError(f"memory of {len(memory)} devices, the plan has {len(plan.devices)}: {', '.join(plan.devices)}")
+        memory = dict(zip(plan.devices, memory, strict=True))
+    found: list[Violation] = []
+    summed = {i for r in plan.allreduces for i in r.partial}
+    for node in plan.nodes:
+        if node.split is not None and node.split.axis == "P" and node.index not in summed and not node.is_view:
+            sources = tuple(ViolationSource(s.name, s.type, _ne(s.ne), str(s.split or "-")) for s in plan.sources(node))
+            repair = Repair("an output, or a node behind it, so that it is summed")
+            found.append(Violation("split", node.name, node.op, node.type, _ne(node.ne), "it is a partial sum that nothing completes", sources, (repair,)))
+    if memory is not None:
+        has = [memory.get(m.name, 0) for m in plan.memory]
+        needs = [m.total for m in plan.memory]
+        if any(n > h > 0 for n, h in zip(needs, has, strict=True)):
+            found += memory_violations([m.name for m in plan.memory], has, needs, "")
+    notices = [f"{leaf.name}: shares {_ratio(leaf.asked or ())} were asked for, it has {_ratio(plan.achieved_shares(leaf.name))}" for leaf in plan.missed_shares()]
+    held = plan.weight_bytes()
+    if any(w.split for w in held):
+        notices += [f"{w.name} has no part of any split weight" for w in held if not w.split]
+    return CheckReport(f"plan over {', '.join(plan.devices)}", tuple(found), (), _folded_notices(notices))
+
+
+def shares_missed(decisions: Mapping[str, Decision], tolerance: float = 0.005) -> tuple[str, ...]:
+    """Rules whose shares could not be had: whole blocks and heads took some away."""
+    out = []
+    for name, d in decisions.items():
+        asked, got = d.asked_shares, d.achieved_shares
+        if len(asked) == len(got) and any(abs(a - g) > tolerance for a, g in zip(asked, got, strict=True)):
+            out.append(f"{name}: shares {_ratio(asked)} were asked for, it has {_ratio(got)}")
+    return _folded_notices(out)
+
+
+def _ratio(shares: Sequence[float]) -> str:
+    return ":".join(f"{s:.3g}" for s in shares)
+
+
+def _folded_notices(notices: Sequence[str]) -> tuple[str, ...]:
+    groups: dict[tuple[str, str], list[str]] = {}
+    for text in notices:
+        name, colon, rest = text.partition(":")
+        groups.setdefault((folded_name(name) if colon else text, rest), []).append(text)
+    return tuple(f"{texts[0]}{f' (and {len(texts) - 1} alike)' if len(texts) > 1 else ''}" for texts in groups.values())

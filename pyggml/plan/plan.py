@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from ..report.view import View
     from ..tracing import Trace
+    from .check import CheckReport
     from .diff import PlanDiff
     from .explain import Explanation
 
@@ -278,6 +279,21 @@ class SplitPlan:
 
     def __repr__(self) -> str:
         return f"<SplitPlan: {', '.join(self.devices)}, {len(self.nodes)} nodes, {len(self.allreduces)} all-reduces>"
+
+    def check(self, memory: Mapping[str, int] | Sequence[int] | None = None) -> CheckReport:
+        """What can be said against a plan that exists: memory that devices have not, shares that could not be had.
+
+        A split that is illegal has no plan: `Graph.check` and `check_model` say all that is wrong with it.
+
+        Args:
+            memory: bytes that the devices have, in order or by name (0: no limit); None: not looked at.
+
+        Raises:
+            ArgumentError: memory of another number of devices.
+        """
+        from .check import check_plan
+
+        return check_plan(self, memory)
 
     # showing
 

@@ -5,6 +5,7 @@ That the verdict is exact is shown in tests/property/test_check_exact.py.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -281,3 +282,36 @@ def test_a_header_is_enough(llama: Path, tmp_path: Path) -> None:
     end = min(t.offset for t in check_gguf(llama).tensors)
     (tmp_path / "cut.gguf").write_bytes(llama.read_bytes()[:end])
     assert gg.check_model(tmp_path / "cut.gguf", "vcpu:2", options=SMALL).ok
+
+
+# --- plans
+
+
+def test_a_plan_of_its_own(over: gg.MetaDevice) -> None:
+    """What is legal, and perhaps not what was meant; memory that others have."""
+    with gg.MetaDevice("sim:2", [("ffn_(up|gate)", "S1 1:0"), ("ffn_down", "S0 1:0")]) as meta, feed_forward(gg.cpu()) as g:
+        plan = g.replica(meta, values=False).plan()
+    report = plan.check()
+    assert report.ok and len(report.notices) == 1 and "SIM1 has no part of any split weight" in str(report)
+    need = [m.total for m in plan.memory]
+    assert plan.check(need).ok and plan.check([0, 0]).ok and plan.check({plan.devices[0]: need[0]}).ok
+    assert about(plan.check([need[0] - 1, need[1]])) == [("memory", "SIM0")]
+    assert about(gg.SplitPlan.from_json(plan.to_json()).check({"SIM1": 1})) == [("memory", "SIM1")]
+    with pytest.raises(gg.ArgumentError, match="3 devices"):
+        plan.check([1, 2, 3])
+
+
+def test_shares_that_could_not_be_had(graph: gg.Graph, over: gg.MetaDevice) -> None:
+    rules = [gg.rule("ffn_(up|gate)", "S1 2:1", granularity=32), gg.rule("ffn_down", "S0 2:1", granularity=32)]
+    report = graph.check(over, rules=rules)
+    assert report.ok and any("blk.0.ffn_down: shares 0.667:0.333 were asked for, it has 0.625:0.375" in n for n in report.notices)
+    with gg.MetaDevice("vcpu:2", rules) as meta, feed_forward(meta) as g:
+        assert len(g.plan().check().notices) == 3
+
+
+def test_a_sum_that_nothing_completes(over: gg.MetaDevice) -> None:
+    with gg.MetaDevice("sim:2", GOOD) as meta, feed_forward(gg.cpu()) as g:
+        text = g.replica(meta, values=False).plan().to_json()
+    plan = gg.SplitPlan.from_json(text)
+    broken = dataclasses.replace(plan, allreduces=plan.allreduces[1:])
+    assert plan.check().ok and about(broken.check()) == [("split", "down-0")]
