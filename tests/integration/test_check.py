@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -315,3 +316,13 @@ def test_a_sum_that_nothing_completes(over: gg.MetaDevice) -> None:
     plan = gg.SplitPlan.from_json(text)
     broken = dataclasses.replace(plan, allreduces=plan.allreduces[1:])
     assert plan.check().ok and about(broken.check()) == [("split", "down-0")]
+
+
+def test_the_page_shows_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "check.md").read_text(encoding="utf-8")
+    first, second = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (shown,) = re.findall(r"```text\n(.*?)```", page, re.DOTALL)
+    space: dict[str, Any] = {}
+    exec(first, space)
+    assert capsys.readouterr().out == shown
+    exec(second, space)
