@@ -69,6 +69,9 @@ def plan(ctx: click.Context, /, model: str, **given: Any) -> None:
     """
     if not given["other"] and given["ignored"]:
         raise click.UsageError("--ignore is about --diff")
+    to_output = [name for name in _FILES if given[name] == "-"]
+    if len(to_output) > 1 or (to_output and (given["explained"] or given["pictured"] or given["other"] or given["tree"])):
+        raise click.UsageError("'-' is the output, which then has nothing else: write to a file")
     stored = _is_plan(model)
     if stored and (given["checking"] or given["rules"]):
         raise click.UsageError(f"{model} is a plan: --check and --rule need the model")
@@ -78,13 +81,13 @@ def plan(ctx: click.Context, /, model: str, **given: Any) -> None:
     found = _read(model) if stored else _planned(model, given)
     other = _read(given["other"]) if given["other"] else None
     _write(found, model, given)
-    if any(given[name] == "-" for name in _FILES):
+    if to_output:
         ctx.exit(status)
     asked = given["explained"] or given["pictured"] or given["checking"]
     for name in given["explained"]:
-        click.echo(str(found.explain(name)))
+        click.echo(str(found.explain(_tensor(found, name))))
     for name in given["pictured"]:
-        found.picture(name).print(stdout())
+        found.picture(_tensor(found, name)).print(stdout())
     if other is not None:
         diff = other.diff(found).without(*given["ignored"])
         click.echo(f"from {given['other']} (before) to {model} (after):")
@@ -100,6 +103,11 @@ def plan(ctx: click.Context, /, model: str, **given: Any) -> None:
 _FILES = ("html_file", "json_file", "csv_file", "dot_file", "mermaid_file")
 
 
+def _tensor(found: SplitPlan, name: str) -> str | int:
+    """A name, or the index of a node that has none."""
+    return int(name) if name.isdigit() and name not in found and int(name) < len(found) else name
+
+
 def _wants_plan(given: dict[str, Any]) -> bool:
     """Whether something else than a check was asked for."""
     return bool(given["explained"] or given["pictured"] or given["other"] or given["tree"] or given["rules_file"] or any(given[name] for name in _FILES))
@@ -111,7 +119,7 @@ def _checked(model: str, given: dict[str, Any]) -> int:
 
     with _waiting("checking"):
         report = check_model(model, given["device"], n_tokens=given["n_tokens"], n_past=given["n_past"], rules=given["rules"], options=options_of(given))
-    console = stdout()
+    console = stderr() if any(given[name] == "-" for name in _FILES) else stdout()
     console.print(str(report), style="" if report.ok else "red", markup=False, highlight=False, soft_wrap=True)
     if not report.ok and _wants_plan(given):
         click.echo("what is refused has no plan: nothing else is shown", err=True)
