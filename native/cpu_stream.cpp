@@ -301,7 +301,8 @@ struct copy_tickets {
         destination = trace::enqueued(PGG_TRACE_COPY, &to.dev, bytes);
         if (source != nullptr && destination != nullptr) {
             source->e.join  = destination->e.join  = trace::next_number();
-            source->e.moved = destination->e.moved = (int64_t) bytes;
+            destination->e.moved = (int64_t) bytes; // who reads moves
+            source->e.moved      = 0;
             source->e.peer      = &to.dev;
             destination->e.peer = &from.dev;
         }

@@ -174,7 +174,7 @@ struct pgg_trace_event {
     ggml_backend_dev_t device; // NULL: the host
     ggml_backend_dev_t peer;   // or NULL
     uint64_t           bytes;  // payload
-    int64_t            moved;  // bytes that this device read from others and wrote to others; -1: not known
+    int64_t            moved;  // bytes that this device itself read from others and wrote to others; -1: not known
     uint64_t           join;   // events with the same number, not 0, are parts of one copy or one all-reduce
     uint64_t           graph;  // events with the same number, not 0, are of one graph
     int32_t            subgraph;

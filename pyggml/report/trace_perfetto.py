@@ -59,6 +59,7 @@ def write_perfetto(trace: Trace, file: IO[bytes]) -> None:
     builder.write_packet(first)
 
     found = tracks(trace)
+    timed: list[tuple[int, int, int, Any]] = []  # viewers sort by time, and keep the order of what has the same
     flows: dict[tuple[int, int], list[tuple[int, bool]]] = {}  # (track, id of the slice) -> (flow, whether it ends there)
     for number, ends in flows_of(found).items():
         for k, (i, s) in enumerate(ends):
@@ -73,13 +74,15 @@ def write_perfetto(trace: Trace, file: IO[bytes]) -> None:
         described.track_descriptor.sibling_order_rank = i
         builder.write_packet(described)
         open_ends: list[int] = []  # slices of a host thread contain others
+        late = _Late()
 
-        def close(until: int, uuid: int = uuid, open_ends: list[int] = open_ends) -> None:
+        def close(until: int, uuid: int = uuid, open_ends: list[int] = open_ends, late: _Late = late) -> None:
             while open_ends and open_ends[-1] <= until:
-                end = packet(open_ends.pop())
+                at = open_ends.pop()
+                end = packet(at)
                 end.track_event.type = pb.TrackEvent.TYPE_SLICE_END
                 end.track_event.track_uuid = uuid
-                builder.write_packet(end)
+                timed.append((at, late.rank(at), len(timed), end))
 
         for s in track.slices:
             close(s.start)
@@ -98,6 +101,21 @@ def write_perfetto(trace: Trace, file: IO[bytes]) -> None:
                     note.string_value = value
                 else:
                     note.int_value = value
-            builder.write_packet(begin)
+            timed.append((s.start, late.rank(s.start, s.category == "copy"), len(timed), begin))
             open_ends.append(s.end)
         close(1 << 62)
+    for *_, one in sorted(timed, key=lambda t: t[:3]):
+        builder.write_packet(one)
+
+
+class _Late:
+    """The order of packets of one time: a flow goes from the first to the next, so that a copy comes behind its other side,
+    and what follows it on its track at the same time behind it."""
+
+    def __init__(self) -> None:
+        self.at, self.late = -1, False
+
+    def rank(self, at: int, late: bool = False) -> int:
+        self.late = late or (self.late and at == self.at)
+        self.at = at
+        return int(self.late)

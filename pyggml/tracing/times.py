@@ -52,7 +52,7 @@ class DeviceTime:
     """From other devices to this one."""
     copy_bytes: int
     moved: int | None
-    """Bytes that it read from other devices and wrote to them, in sums and copies; None where the algorithm is not known."""
+    """Bytes that it itself read from other devices and wrote to them, in sums and copies; None where the algorithm is not known."""
     set_bytes: int
     """From the host."""
     get_bytes: int

@@ -58,7 +58,7 @@ class TraceEvent(NamedTuple):
     bytes: int
     """Payload."""
     moved: int
-    """Bytes that the device read from others and wrote to others; -1: not known."""
+    """Bytes that the device itself read from others and wrote to others, so that no byte counts twice; -1: not known."""
     join: int
     """Events with the same number are parts of one copy or all-reduce; -1: of none."""
     graph: int

@@ -1,4 +1,4 @@
-"""What a plan says against what the single devices counted in a run, which no code of the plan takes part in."""
+"""What a plan says against what the single devices counted in a run, and what was traced; no code of the plan takes part in either."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from split_cases import F32
+from trace_checks import check_trace
 
 import pyggml as gg
 from pyggml import ffi, lib, ops
@@ -60,8 +61,10 @@ def test_models(tiny: Make, name: str, device: str, shares: tuple[float, ...], n
         peak = [d.stats().buffer_bytes_peak for d in devices]
         for d in devices:
             d.reset_stats()
-        context.decode(tokens[n_past:])
+        with gg.trace() as taken:
+            context.decode(tokens[n_past:])
         plan = model.plan(n_tokens, n_past)
+        check_trace(plan, taken)
         got = [d.stats() for d in devices]
         assert [s.graph_computes for s in got] == [len(plan.subgraphs)] * len(devices)
         assert [s.allreduces for s in got] == [len(plan.allreduces)] * len(devices)
@@ -155,8 +158,10 @@ def test_graphs(mlp: tuple[gg.MetaDevice, gg.Weights], build: Callable[..., int]
         check_counts(plan, list(meta.devices), sums)
         for d in meta.devices:
             d.reset_stats()
-        graph.run(x=np.ones((n_tokens, 64), np.float32))
+        with gg.trace() as taken:
+            graph.run(x=np.ones((n_tokens, 64), np.float32))
         check_counts(plan, list(meta.devices), sums)  # a second run is like the first
+        check_trace(plan, taken)
 
 
 # --- planning takes nothing

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from split_cases import F32
 from test_plan_equals_run import check_n_computed
+from trace_checks import check_trace
 
 import pyggml as gg
 from pyggml.model.arch_rules import NO_RULES
@@ -76,9 +77,11 @@ def check(file: TinyModel, shares: tuple[int, ...]) -> None:
         for n_past, n, every in phases_of(file.arch):
             where = shares, n_past, n, every
             model.default_context.clear()
-            decode(model, n_past, n, every)
+            with gg.trace() as taken:
+                decode(model, n_past, n, every)
             seen = [d.stats() for d in devices]
             plan = model.plan(n, n_past, all_logits=every)
+            check_trace(plan, taken)
             for j, (s, m) in enumerate(zip(seen, plan.memory, strict=True)):
                 assert s.graph_computes == len(plan.subgraphs), where
                 assert s.allreduces == len(plan.allreduces), where
