@@ -9,6 +9,7 @@ from typing import Any
 
 from ..comparison import Comparison
 from ..plan import SplitPlan
+from ..plan.check import CheckReport
 from ..plan.diff import PlanDiff
 
 __all__ = ["explain", "unequal_plans"]
@@ -67,6 +68,8 @@ def _told(value: object) -> str | None:
     if isinstance(value, PlanDiff):
         return value.table(limit=_LINES) if value else None
     if isinstance(value, Comparison):
+        return None if value.ok else str(value)
+    if isinstance(value, CheckReport):
         return None if value.ok else str(value)
     kind = type(value)
     if kind.__module__ == "pyggml.model_comparison" and kind.__name__ in ("ModelComparison", "NodeComparison"):

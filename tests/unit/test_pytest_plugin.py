@@ -46,9 +46,11 @@ def pytest_says(folder: Path, source: str, *options: str, plugin: tuple[str, ...
     text = "\n".join(line.removeprefix("    ") for line in source.splitlines())
     (folder / "test_it.py").write_text(text, encoding="utf-8")
     command = [sys.executable, "-m", "pytest", "-W", "error", "--rootdir", str(folder), *plugin, *options, "test_it.py"]
-    paths = os.environ.get("PYTHONPATH", "")
-    absolute = os.pathsep.join(os.path.abspath(path) for path in paths.split(os.pathsep) if path)
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, env={**os.environ, "PYTHONPATH": absolute})
+    # the package may be found by the working directory, which is another one there
+    home = str(Path(gg.__file__).parents[1])
+    paths = [home] if home in map(os.path.abspath, sys.path) else []
+    paths += [os.path.abspath(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)})
 
 
 def failures(output: str) -> dict[str, str]:
@@ -84,6 +86,13 @@ FAILING = """
         plan = graph.plan()
         assert not plan.diff(dataclasses.replace(plan, devices=("A", "B")))
 
+    def test_legal():
+        meta = gg.MetaDevice("sim:2", [("up", "S0")])
+        with gg.Graph(meta) as g:
+            w = gg.Weights(meta, {"up": np.zeros((256, 64), "f4")})
+            g.output("y", w["up"] @ gg.ops.silu(g.input("x", (64, 3))))
+            assert g.check().ok
+
     def test_golden(graph):
         assert_plan(graph.plan(), "golden/plan.json")
 
@@ -100,7 +109,7 @@ FAILING = """
 def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     done = pytest_says(tmp_path_factory.mktemp("failing"), MAKE + FAILING)
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "8 failed, 1 passed" in done.stdout, done.stdout
+    assert "9 failed, 1 passed" in done.stdout, done.stdout
     return failures(done.stdout)
 
 
@@ -132,6 +141,11 @@ def test_plans_that_are_not_equal_are_told_apart(said: dict[str, str]) -> None:
 def test_differences_that_should_be_nothing(said: dict[str, str]) -> None:
     assert "pyggml: PlanDiff" in said["test_diff"]
     assert re.search(r"devices +VCPU0,VCPU1 +A,B", said["test_diff"])
+
+
+def test_checks_that_find_something(said: dict[str, str]) -> None:
+    assert "pyggml: CheckReport" in said["test_legal"]
+    assert "these two splits cannot be multiplied" in said["test_legal"] and "legal repair" in said["test_legal"]
 
 
 def test_a_golden_file_that_is_not_there(said: dict[str, str]) -> None:
