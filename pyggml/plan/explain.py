@@ -1,4 +1,4 @@
-"""Why a tensor is split as it is: the chain of causes from a node back to what was decided (docs/plan.md).
+"""Why a tensor is split as it is: the chain of causes from a node back to what was decided (docs/plan-explain.md).
 
 A node's causes are those of its sources whose splits decide its own, given that the whole plan is legal. The chain ends at
 weights, caches and inputs, which rules or defaults decided, and at nodes that an all-reduce made whole: whatever comes behind

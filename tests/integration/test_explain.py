@@ -1,4 +1,4 @@
-"""`plan.explain` is right by counterfactual (docs/plan.md, "What explain promises").
+"""`plan.explain` is right by counterfactual (docs/plan-explain.md).
 
 All splits of a model are rules. Then one of them is changed to something else and the model is planned again:
 
