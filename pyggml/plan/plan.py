@@ -168,7 +168,7 @@ class SplitPlan:
         return tuple(self.nodes[i] if i < n else self.leafs[i - n] for i in node.sources)
 
     def explain(self, what: str | int | PlanNode | PlanLeaf) -> Explanation:
-        """Why a tensor is split as it is: the chain of causes back to the rules or defaults that decided (docs/plan.md).
+        """Why a tensor is split as it is: the chain of causes back to the rules or defaults that decided (docs/plan-explain.md).
 
         Args:
             what: a node or leaf, its name, or the index of a node.
