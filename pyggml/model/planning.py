@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +16,7 @@ from ..device import Device
 from ..errors import ArgumentError, OutOfMemoryError, UnsupportedError
 from ..gguf_check import check_gguf
 from ..gguf_info import GGUFInfo
-from ..meta import communicator_of, twins
+from ..meta import as_rule, communicator_of, twins
 from ..plan import SplitPlan
 from ..split import Decision, Rule
 from .loading import LoadedModel, whole_file
@@ -33,7 +33,7 @@ def plan_model(
     n_tokens: int = 1,
     n_past: int = 0,
     all_logits: bool = False,
-    rules: Sequence[Rule] = (),
+    rules: Iterable[Rule | tuple[str, str]] = (),
     options: ModelOptions | None = None,
 ) -> SplitPlan:
     """The split plan of a GGUF model, from its header alone.
@@ -72,14 +72,13 @@ def plan_model(
         raise ArgumentError(f"n_past={n_past} and n_tokens={n_tokens} do not fit into a context of {options.n_ctx} tokens")
     options = replace(options, n_batch=max(options.n_batch, n_tokens))
     info = check_gguf(path, whole=False)
-    rules = (*rules, *own)
-    check_rules(info, options, rules, len(devices))
-    n_yours = len(rules)
-    rules = check_arch(info, options, rules)
+    yours = (*(as_rule(r) for r in rules), *own)
+    check_rules(info, options, yours, len(devices))
+    every = check_arch(info, options, yours)
     check_cache(info, options.context)
 
     def planned() -> SplitPlan:
-        return _plan(info, devices, rules, n_yours, options, n_tokens, n_past, all_logits)
+        return _plan(info, devices, every, len(yours), options, n_tokens, n_past, all_logits)
 
     try:
         return planned()
