@@ -63,15 +63,12 @@ class Explanation:
     """From the tensor back, causes behind what they cause. Every tensor once."""
     rules: tuple[PlanRule, ...]
     """The rules that are named: another split from any of them changes this tensor's, or makes the plan illegal."""
+    text: str
+    """The nearest cause in one sentence, with where the splits of the sources come from."""
     sums: tuple[int, ...]
     """The nodes behind which the chain ends, because an all-reduce makes them whole."""
     note: str = ""
     """What else is to know, such as that other nodes have the same name."""
-
-    @property
-    def text(self) -> str:
-        """The first link alone: the nearest cause, in one sentence."""
-        return self.steps[0].text
 
     def lines(self) -> Iterator[tuple[int, str]]:
         """Depth and text of the steps; what only hands a split on is folded into the step behind it."""
@@ -95,6 +92,7 @@ class Explanation:
 
     def __str__(self) -> str:
         lines = [f"{'  ' * depth}{text}" for depth, text in self.lines()]
+        lines[0] = self.text
         if self.rules:
             lines.append("rules: " + "; ".join(map(str, self.rules)))
         if self.note:
@@ -131,25 +129,31 @@ class Explainer:
         self._causes: list[tuple[int, ...]] = []
         self._partners: list[tuple[int, ...]] = []
         self._named: list[int] = []
-        cost: list[tuple[int, int]] = []  # rules that are named, links to the end
+        cost: list[tuple[int, int]] = []  # decisions on the way, links to the end
         for x in plan.nodes:
             causes = self._find(x, cost)
-            partners = tuple(s for s in dict.fromkeys(x.sources) if s >= self._n and s not in causes and self._leaf_rules[s - self._n])
+            partners = tuple(s for s in dict.fromkeys(x.sources) if s >= self._n and s not in causes and self._decided(s))
             if x.split is None:
                 partners = ()
-            named, links = 0, 0
+            named, decided, links = 0, 0, 0
             for s in (*causes, *partners):
                 if s >= self._n:
                     named |= self._leaf_rules[s - self._n]
+                    decided += self._decided(s)
                 elif not self._ends_at(s, x):
                     named |= self._named[s]
+                    decided += cost[s][0]
                     links = max(links, cost[s][1])
             self._causes.append(causes)
             self._partners.append(partners)
             self._named.append(named)
-            cost.append((named.bit_count(), links + 1))
+            cost.append((decided, links + 1))
 
     # what decides
+
+    def _decided(self, number: int) -> bool:
+        """Whether somebody decided about a leaf: inputs are whole whatever one does."""
+        return number >= self._n and self.plan.leafs[number - self._n].kind in ("weight", "fixed")
 
     def _axis(self, number: int) -> int | str | None:
         """The split axis as a reader sees it: sums are completed."""
@@ -194,7 +198,7 @@ class Explainer:
 
         def effort(number: int) -> tuple[int, int]:
             if number >= self._n:
-                return self._leaf_rules[number - self._n].bit_count(), 0
+                return int(self._decided(number)), 0
             return (0, 0) if self._ends_at(number, x) else cost[number]
 
         return (min(sources, key=effort),)
@@ -226,7 +230,8 @@ class Explainer:
                 if s not in seen:
                     seen.add(s)
                     stack.append((s, depth + 1, self.ends_at(s, at)))
-        return Explanation(number, x.label, _text(x), tuple(steps), self.rules_of(number), tuple(sorted(sums)), self._note(x))
+        text = steps[0].text if isinstance(x, PlanLeaf) else self._node_text(x, self._causes[number], self._partners[number], True)
+        return Explanation(number, x.label, _text(x), tuple(steps), self.rules_of(number), text, tuple(sorted(sums)), self._note(x))
 
     def step(self, number: int, ends: bool = False, depth: int = 0) -> Step:
         """The one link of a tensor.
@@ -243,7 +248,7 @@ class Explainer:
         if ends:
             return Step(number, t.label, "summed", self._summed_text(t), (), (), None, depth, t.op)
         causes, partners = self._causes[number], self._partners[number]
-        return Step(number, t.label, _kind(t), self._node_text(t, causes, partners), causes, partners, None, depth, t.op)
+        return Step(number, t.label, _kind(t), self._node_text(t, causes, partners, False), causes, partners, None, depth, t.op)
 
     def ends_at(self, cause: int, reader: int) -> bool:
         """Whether the chain ends at a cause of a node, because it was summed before the node reads it."""
@@ -281,8 +286,8 @@ class Explainer:
             return self.plan.rules[cause.rule].title
         return {"policy": "llama.cpp's policy", "default": "no rule", "input": "an input"}.get(cause.kind, cause.kind)
 
-    def _brief(self, number: int, reader: PlanNode) -> str:
-        """A source in a few words: ``ffn_gate_par-3` (from `ffn_up`, S1, via MUL_MAT)``."""
+    def _brief(self, number: int, reader: PlanNode, full: bool) -> str:
+        """A source in a few words: ``ffn_gate_par-3` (S0)``; in full with ``from `ffn_up`, S1, via MUL_MAT``."""
         x = self._tensors[number]
         whole = reader.split is not None and reader.split.axis == "M" and not reader.pending  # goes without saying
         if isinstance(x, PlanLeaf):
@@ -296,7 +301,7 @@ class Explainer:
             return f"`{x.label}` (a summand)"
         if self._axis(number) == "M" or (x.split is not None and x.split.axis == "P"):
             return f"`{x.label}` ({_axis_text(x)})"
-        roots = [(leaf, op) for leaf, op in self._roots(number) if leaf.split is not None and isinstance(leaf.split.axis, int)]
+        roots = [(leaf, op) for leaf, op in (self._roots(number) if full else ()) if leaf.split is not None and isinstance(leaf.split.axis, int)]
         words = [f"`{leaf.label}`, {_axis_text(leaf)}, via {op}" for leaf, op in roots[:2]] + (["others"] if len(roots) > 2 else [])
         return f"`{x.label}` ({_axis_text(x)}{', from ' if words else ''}{_and(words) if words else ''})"
 
@@ -316,16 +321,19 @@ class Explainer:
         where = "after it" if after is x else f"after `{after.label}`"
         return f"`{x.label}` is whole: the devices' summands are added up {where} ({_size(reduce)})"
 
-    def _node_text(self, x: PlanNode, causes: tuple[int, ...], partners: tuple[int, ...]) -> str:
+    def _node_text(self, x: PlanNode, causes: tuple[int, ...], partners: tuple[int, ...], full: bool) -> str:
+        def brief(number: int) -> str:
+            return self._brief(number, x, full)
+
         if x.split is None:
             return f"`{x.label}` has no split: it is empty, or on no device of the meta device"
         text = f"`{x.label}` is {_state_text(x)}"
         if not causes:
             return f"{text}: {x.op} makes it of nothing, on every device"
-        reason = _because(x, [self._brief(s, x) for s in causes], [self._axis(s) for s in causes], self._first_axis(x))
+        reason = _because(x, [brief(s) for s in causes], self._axis(x.sources[0]))
         text += f" because {reason}"
         if partners:
-            text += f"; {_and(self._brief(s, x) for s in partners)} must go with it"
+            text += f"; {_and(map(brief, partners))} must go with it"
         reduce = self._summed_after.get(x.index)
         if reduce is not None and (reduce.after == x.index or x.split.axis == "P"):
             text += f"; summed {self._where(x, reduce)}: {_size(reduce)}"
@@ -336,9 +344,6 @@ class Explainer:
             return "after it"
         why = f" ({reduce.why})" if reduce.why else ""
         return f"later, after `{self.plan.nodes[reduce.after].label}`{why}"
-
-    def _first_axis(self, x: PlanNode) -> int | str | None:
-        return self._axis(x.sources[0]) if x.sources else None
 
 
 def _kind(x: PlanNode) -> str:
@@ -376,8 +381,8 @@ def _and(words: Iterable[str]) -> str:
     return f"{', '.join(most)} and {last}" if most else last
 
 
-def _because(x: PlanNode, names: list[str], axes: Sequence[int | str | None], first: int | str | None) -> str:
-    """Why the causes decide, for this op. ``axes``: of the causes; ``first``: of the op's first source."""
+def _because(x: PlanNode, names: list[str], first: int | str | None) -> str:
+    """Why the causes decide, for this op. ``first``: the split axis of the op's first source."""
     all_of, op = _and(names), x.op
     be = "is" if len(names) == 1 else "are"
     both = "both " if len(names) == 2 else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -34,6 +35,7 @@ from .values import (
 _KINDS = {0: "fixed", 1: "weight", 2: "input", -1: "unallocated"}
 _WEIGHTS = 1
 _AXES: dict[str, int | str] = {"0": 0, "1": 1, "2": 2, "3": 3, "MIRRORED": "M", "PARTIAL": "P"}
+_COPY = re.compile(r".*#(.+)#\d+")
 _DAMAGE = (KeyError, IndexError, TypeError, ValueError, AttributeError)
 
 
@@ -103,6 +105,12 @@ class Provenance:
         if found is not None and found.rule is not None:
             return Cause("rule", found.rule, found.asked)
         return Cause(self.otherwise)
+
+
+def _leaf_label(name: str, index: int) -> str:
+    """The name to read: what llama.cpp's scheduler copies to the devices is called ``Meta(A,B)#embd#0``."""
+    found = _COPY.fullmatch(name)
+    return (found[1] if found else name.strip()) or f"leaf {index}"
 
 
 # Views of what has no name are called " (reshaped)".
@@ -209,7 +217,7 @@ def _capture_leaf(
         _runs(t.get("runs")),
         None if shares is None else tuple(float(s) for s in shares),
         known.of(t["name"], t["op"], kind),
-        t["name"].strip() or f"leaf {index}",
+        _leaf_label(t["name"], index),
     )
 
 
@@ -554,7 +562,7 @@ def from_json(text: str | bytes) -> SplitPlan:
                 _runs(t.get("runs")),
                 tuple(t["asked"]) if "asked" in t else None,
                 _leaf_cause(t, len(rules)),
-                t["name"].strip() or f"leaf {i}",
+                _leaf_label(t["name"], i),
             )
             leafs.append(leaf)
         nodes: list[PlanNode] = []
