@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 from .._units import binary, counted, percent, ranges
@@ -376,6 +376,7 @@ def _all_of(devices: tuple[str, ...]) -> str:
     return "each device" if len(devices) > 1 else devices[0] if devices else "no device"
 
 
+@lru_cache(maxsize=4096)
 def dims(ne: tuple[int, ...]) -> str:
     """A shape without the axes of length one at its end."""
     n = max((k + 1 for k in range(4) if ne[k] != 1), default=1)

@@ -125,8 +125,8 @@ def _data(content: Content) -> dict[str, Any]:
 
     nodes = [x.tensor for x in items if isinstance(x.tensor, PlanNode)]
     n = len(nodes)
+    # names last: what there are few of has small numbers
     columns: dict[str, Any] = {
-        "name": words(lambda x: x.name),
         "what": words(lambda x: x.what),
         "op": words(lambda x: x.op),
         "type": words(lambda x: x.tensor.type),
@@ -134,6 +134,7 @@ def _data(content: Content) -> dict[str, Any]:
         "split": words(lambda x: x.split),
         "look": [x.look for x in items],
         "axis": [int(a) if (s := x.tensor.split) is not None and isinstance(a := s.axis, int) else -1 for x in items],
+        "per": words(lambda x: x.per_device),
         "marks": words(lambda x: ", ".join(x.marks)),
         "held": [held(tuple(map(strings, x.held))) for x in items],
         "bytes": [x.tensor.bytes for x in items],
@@ -142,6 +143,7 @@ def _data(content: Content) -> dict[str, Any]:
         "slices": [slices(tuple((strings(dims(s.ne)), s.bytes, int(s.compute)) for s in x.tensor.slices)) for x in items],
         "meaning": words(content.meaning),
         "note": words(content.asked),
+        "name": words(lambda x: x.name),
         "sub": [x.subgraph for x in nodes],
         "src": [x.sources for x in nodes],
     }
@@ -222,8 +224,9 @@ def _piece_words(content: Content, p: Piece) -> str:
     return f"{p.stop - p.start} nodes · {split_counts(content.plan.nodes[p.start : p.stop])}{sums}"
 
 
-# stands for the number of the layer: what is said of equal layers is kept once
-_LAYER = "\x01"
+# What is said of equal layers is kept once: the number of the layer is left out, and so are the numbers in names that
+# ggml gave (those count from the tensor's own). templates/plan.js puts them back in.
+_LAYER, _NODE = "\x01", "\x02"
 
 
 def _why(content: Content, strings: Callable[[str], int]) -> dict[str, Any]:
@@ -234,8 +237,8 @@ def _why(content: Content, strings: Callable[[str], int]) -> dict[str, Any]:
         number, layer = item.number, content.layers[item.number]
         step = explainer.step(number)
         of = (*step.causes, *step.partners)
-        text.append(strings(_bare(step.text, layer)))
-        summed.append(0 if item.is_leaf or (item.look != "P" and number not in content.reduces) else strings(_bare(explainer.step(number, True).text, layer)))
+        text.append(strings(_bare(step.text, layer, number)))
+        summed.append(0 if item.is_leaf or (item.look != "P" and number not in content.reduces) else strings(_bare(explainer.step(number, True).text, layer, number)))
         causes.append(of)
         ends.append([k for k, s in enumerate(of) if explainer.ends_at(s, number)])
         passes.append(int(step.passes))
@@ -243,7 +246,14 @@ def _why(content: Content, strings: Callable[[str], int]) -> dict[str, Any]:
     return {"text": text, "summed": summed, "causes": causes, "ends": ends, "passes": passes, "rules": rules}
 
 
-def _bare(text: str, layer: int | None) -> str:
-    if layer is None or _LAYER in text:
+def _bare(text: str, layer: int | None, number: int) -> str:
+    if _LAYER in text or _NODE in text:
         return text
-    return re.sub(rf"(?<=blk\.){layer}(?!\d)|(?<=[-l]){layer}(?!\d)", _LAYER, text)
+    if layer is not None:
+        digits = str(layer)
+        text = _NUMBER.sub(lambda m: _LAYER if m[0] == digits else m[0], text)
+    return _AUTO.sub(lambda m: f"{_NODE}{int(m[1]) - number}{_NODE}", text)
+
+
+_NUMBER = re.compile(r"(?:(?<=blk\.)|(?<=[-l]))\d+")
+_AUTO = re.compile(r"(?<=`)node_(\d+)(?!\d)")

@@ -164,7 +164,7 @@
   }
 
   // the chain of causes, as Explanation.lines() gives it
-  const W = D.why, layered = (text, i) => S[text].replaceAll("\u0001", C.layer[i]);
+  const W = D.why, layered = (text, i) => S[text].replace(/\u0002(-?\d+)\u0002/g, (all, n) => `node_${i + Number(n)}`).replaceAll("\u0001", C.layer[i]);
   function whyLines(i) {
     const known = new Map(), pushed = new Set([i]), first = [[i, false]];
     while (first.length) {
@@ -194,7 +194,7 @@
 
   const COLUMNS = [
     ["#", (i) => i], ["node", name], ["op", op], ["type", type], ["ne", (i) => numbers(ne(i))], ["split", split],
-    ["per device", (i) => held(i).map((h) => S[h]).join(" | ")], ["bytes", (i) => C.bytes[i]], ["subgraph", (i) => C.sub[i]],
+    ["per device", (i) => S[C.per[i]]], ["bytes", (i) => C.bytes[i]], ["subgraph", (i) => C.sub[i]],
     ["all-reduce", (i) => D.reduces[i] ? D.reduces[i].bytes : 0],
   ];
   const numbers = (shape) => shape.split("x").reduce((a, b) => a * b, 1);
@@ -418,8 +418,7 @@
       e.append(badge(i));
       lanes(row, r, e);
     } else {
-      const x = D.reduces[i], words = held(i).map((h) => S[h]);
-      const each = words.length && words.every((w) => w === words[0]) ? `${words[0]} each` : words.join(" | ");
+      const x = D.reduces[i], each = S[C.per[i]];
       e.append(cell("small right", i < N ? String(i) : "", true), nameCell(row, r), cell("small", op(i)), cell("small", type(i)), cell("small mono", ne(i)), badge(i));
       const per = cell("small mono", each, true);
       per.title = each;
@@ -532,8 +531,13 @@
 
   function choose(row) {
     state.selected = row;
-    sources = new Set(row && row.kind === "item" && row.i < N ? C.src[row.i] : []);
-    usersOf = new Set(row && row.kind === "item" ? users(row.i) : []);
+    const along = (i, next, found = new Set()) => {
+      // through views, which may not be shown
+      next(i).forEach((k) => { if (!found.has(k)) { found.add(k); if (k < N && isView(k)) along(k, next, found); } });
+      return found;
+    };
+    sources = row && row.kind === "item" && row.i < N ? along(row.i, (i) => i < N ? C.src[i] : []) : new Set();
+    usersOf = row && row.kind === "item" ? along(row.i, users) : new Set();
     selected.replaceChildren();
     if (row) {
       const close = el("button", "close", "Close");
@@ -831,7 +835,11 @@
   buildRows();
   layout();
   repaint();
-  const address = /^#(n|sum)(\d+)$/.exec(location.hash);
-  if (address && Number(address[2]) < TOTAL) goTo(Number(address[2]), address[1] === "sum" && D.reduces[address[2]] ? "reduce" : "item");
+  function fromAddress() {
+    const address = /^#(n|sum)(\d+)$/.exec(location.hash);
+    if (address && Number(address[2]) < TOTAL) goTo(Number(address[2]), address[1] === "sum" && D.reduces[address[2]] ? "reduce" : "item");
+  }
+  addEventListener("hashchange", fromAddress);
+  fromAddress();
   performance.measure("pyggml:first", { start: 0, end: performance.now() });
 })();
