@@ -99,6 +99,9 @@ def check(file: TinyModel, shares: tuple[int, ...]) -> None:
 # over three and more devices the butterfly has more than one step, over other than powers of two more than one kind
 BUTTERFLIES = [(1, 1), (3, 1), (1, 1, 1), (2, 0, 1), (1, 1, 1, 1), (1, 0)]
 
+# ggml takes all heads, on one device, in one row for rows of which one device has all
+REFUSED = {("graniteswitch", (1, 0))}
+
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name, moe", VARIANTS, ids=IDS)
@@ -115,6 +118,11 @@ def test_what_the_butterfly_moves(tmp_path: Path, name: str, moe: bool) -> None:
         with gg.Model(file, devices, split_mode="tensor", tensor_split=tuple(map(float, shares)), **OPTIONS) as model:
             for n_past, n, every in [(0, 17, False), (20, 1, False)][: 2 if ZOO[name].kind in ("decoder", "both") else 1]:
                 model.default_context.clear()
+                if (name, shares) in REFUSED:
+                    for attempt in (lambda: decode(model, n_past, n, every), lambda: model.plan(n, n_past)):
+                        with pytest.raises(gg.SplitError, match="attn_output.lora_a"):
+                            attempt()
+                    break
                 decode(model, n_past, n, every)
                 seen = [d.stats() for d in devices]
                 plan = model.plan(n, n_past, all_logits=every)
