@@ -112,6 +112,7 @@ if TYPE_CHECKING:
     from .plan import CheckReport as CheckReport
     from .plan import SplitPlan as SplitPlan
     from .plan import Violation as Violation
+    from .plan.diff import PlanDiff as PlanDiff
     from .rules_file import load_rules as load_rules
     from .rules_file import rules_from_json as rules_from_json
     from .rules_file import rules_to_json as rules_to_json
@@ -142,7 +143,8 @@ _HOMES = {
         "plan_model",
     ),
     "model_comparison": ("ModelComparison", "NodeComparison", "compare_models", "compare_nodes"),
-    "plan": ("CheckReport", "SplitPlan", "Violation",),
+    "plan": ("CheckReport", "SplitPlan", "Violation"),
+    "plan.diff": ("PlanDiff",),
     "rules_file": ("load_rules", "rules_from_json", "rules_to_json", "rules_to_toml", "save_rules"),
     "split": ("Rule", "Segment", "Split", "SplitState", "TensorInfo", "rule"),
     "tensor": ("Tensor",),
