@@ -16,6 +16,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import pytest
 
@@ -240,3 +241,13 @@ def test_explanations_are_right_by_counterfactual(
     missing = sorted(pairs - count.shown)
     assert not missing, f"{len(missing)} of {len(pairs)}, such as {[(bench.plan.nodes[i].name, str(bench.rules[r])) for i, r in missing[:5]]}"
     assert count.plans - count.illegal >= 5 and count.kept > len(bench.plan) and count.changed > len(bench.plan)
+
+
+def test_the_page_about_it_shows_what_is_printed(tmp_path: Path) -> None:
+    tiny_gguf(tmp_path / "model.gguf")
+    page = (Path(__file__).parents[2] / "docs" / "plan-explain.md").read_text()
+    code = page.split("```python\n")[1].split("```")[0].replace('"model.gguf"', repr(str(tmp_path / "model.gguf")))
+    printed: list[str] = []
+    exec(code, {"gg": gg, "print": lambda value: printed.append(str(value))})
+    shown = "".join(re.findall(r"^    .*\n", page.split("```\n", 2)[1], re.M))
+    assert printed and shown.split() == printed[0].split()
