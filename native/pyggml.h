@@ -199,7 +199,7 @@ struct pgg_trace_totals {
 PGG_API uint64_t     pgg_trace_begin(bool everyone, bool sync, uint64_t limit);
 // waits for what was queued while it was open
 PGG_API void         pgg_trace_end(uint64_t id, struct pgg_trace_totals * totals);
-PGG_API size_t       pgg_trace_events(uint64_t id, struct pgg_trace_event * out, size_t n); // in the order in which they ended
+PGG_API size_t       pgg_trace_events(uint64_t id, struct pgg_trace_event * out, size_t n); // in no order
 PGG_API const char * pgg_trace_label(uint64_t id, size_t i); // until the trace is freed
 PGG_API void         pgg_trace_free(uint64_t id);
 PGG_API int64_t      pgg_trace_now(void);

@@ -14,6 +14,7 @@
 #include <map>
 #include <mutex>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <unordered_map>
 #include <vector>
@@ -24,41 +25,13 @@ std::atomic<int> n_open{0};
 
 namespace {
 
-struct session {
-    std::thread::id owner;
-    bool            everyone = false; // all threads, not the owner only
-    bool            sync     = false;
-    uint64_t        limit    = 0;
+// Events of some threads: those that work at the same time hardly ever meet in one.
+struct shard {
+    std::mutex                                mutex; // of all that follows
+    std::deque<pgg_trace_event>               events; // in pieces: none is moved when there are more
+    std::deque<std::string>                   labels;
+    std::unordered_map<std::string_view, int> label_numbers; // views of the labels, which stay where they are
 
-    std::mutex                           mutex; // of all that follows
-    std::condition_variable              idle;
-    std::deque<pgg_trace_event>          events; // in pieces: none is moved when there are more
-    std::vector<std::string>             labels;
-    std::unordered_map<std::string, int> label_numbers;
-    uint64_t                             dropped = 0;
-    int64_t                              waiting = 0; // work that is queued
-    int64_t                              begin   = 0;
-    int64_t                              end     = 0;
-    bool                                 closed  = false;
-
-    void add(const pgg_trace_event & e, const char * label) {
-        std::lock_guard<std::mutex> lock(mutex);
-        if (closed) {
-            return;
-        }
-        if (events.size() >= limit) {
-            dropped++;
-            return;
-        }
-        try {
-            events.push_back(e);
-            events.back().label = label != nullptr && *label != '\0' ? number_of(label) : -1;
-        } catch (const std::bad_alloc &) {
-            dropped++;
-        }
-    }
-
-  private:
     int number_of(const char * label) {
         auto it = label_numbers.find(label);
         if (it == label_numbers.end()) {
@@ -66,6 +39,67 @@ struct session {
             it = label_numbers.emplace(labels.back(), (int) labels.size() - 1).first;
         }
         return it->second;
+    }
+};
+
+struct session {
+    static constexpr size_t N_SHARDS = 16;
+
+    std::thread::id owner;
+    bool            everyone = false; // all threads, not the owner only
+    bool            sync     = false;
+    uint64_t        limit    = 0;
+    int64_t         begin    = 0;
+
+    shard                 shards[N_SHARDS];
+    std::atomic<uint64_t> n_events{0}; // also those beyond the limit
+    std::atomic<uint64_t> lost{0};     // for want of memory
+    std::atomic<bool>     closed{false};
+
+    // work that is queued, and who waits for it
+    std::atomic<int64_t>    waiting{0};
+    std::atomic<bool>       awaited{false};
+    std::mutex              mutex;
+    std::condition_variable idle;
+    int64_t                 end = 0;
+
+    void add(const pgg_trace_event & e, const char * label, int thread) {
+        if (closed.load(std::memory_order_relaxed) || n_events.fetch_add(1, std::memory_order_relaxed) >= limit) {
+            return;
+        }
+        shard & s = shards[(size_t) thread % N_SHARDS];
+        std::lock_guard<std::mutex> lock(s.mutex);
+        if (closed.load(std::memory_order_relaxed)) {
+            return; // who closed it may have counted what is here
+        }
+        try {
+            const int number = label != nullptr && *label != '\0' ? s.number_of(label) : -1;
+            s.events.push_back(e);
+            s.events.back().label = number;
+        } catch (const std::bad_alloc &) {
+            lost.fetch_add(1, std::memory_order_relaxed);
+        }
+    }
+
+    void done() {
+        if (waiting.fetch_sub(1) == 1 && awaited.load()) {
+            { std::lock_guard<std::mutex> lock(mutex); }
+            idle.notify_all();
+        }
+    }
+
+    void await() {
+        awaited.store(true);
+        std::unique_lock<std::mutex> lock(mutex);
+        while (waiting.load() > 0) {
+            idle.wait_for(lock, std::chrono::milliseconds(50));
+            lock.unlock();
+            const bool stop = waiting.load() > 0 && pgg_interrupt_poll();
+            lock.lock();
+            if (stop) {
+                return;
+            }
+        }
     }
 };
 
@@ -151,8 +185,7 @@ audience_ptr listening() noexcept {
             std::lock_guard<std::mutex> lock(all().mutex);
             for (const auto & it : all().sessions) {
                 session & s = *it.second;
-                std::lock_guard<std::mutex> l(s.mutex);
-                if (!s.closed && (s.everyone || s.owner == std::this_thread::get_id())) {
+                if (!s.closed.load() && (s.everyone || s.owner == std::this_thread::get_id())) {
                     to->sessions.push_back(it.second);
                     to->sync = to->sync || s.sync;
                 }
@@ -171,8 +204,9 @@ bool wants_sync(const audience & to) noexcept {
 }
 
 void record(const audience & to, const pgg_trace_event & e, const char * label) noexcept {
+    const int thread = view().number;
     for (const auto & s : to.sessions) {
-        s->add(e, label);
+        s->add(e, label, thread);
     }
 }
 
@@ -196,17 +230,13 @@ pgg_trace_event event(int kind, ggml_backend_dev_t device) noexcept {
 queued::queued(audience_ptr listeners, const pgg_trace_event & event, const char * text) noexcept : to(std::move(listeners)), e(event) {
     snprintf(label, sizeof(label), "%s", text != nullptr ? text : "");
     for (const auto & s : to->sessions) {
-        std::lock_guard<std::mutex> lock(s->mutex);
-        s->waiting++;
+        s->waiting.fetch_add(1);
     }
 }
 
 queued::~queued() {
     for (const auto & s : to->sessions) {
-        std::lock_guard<std::mutex> lock(s->mutex);
-        if (--s->waiting == 0) {
-            s->idle.notify_all();
-        }
+        s->done();
     }
 }
 
@@ -345,35 +375,21 @@ void pgg_trace_end(uint64_t id, struct pgg_trace_totals * totals) {
     if (s == nullptr) {
         return;
     }
-    bool was_open = false;
-    {
-        std::unique_lock<std::mutex> lock(s->mutex);
-        while (s->waiting > 0) {
-            s->idle.wait_for(lock, std::chrono::milliseconds(50));
-            if (s->waiting > 0) {
-                lock.unlock();
-                const bool stop = pgg_interrupt_poll();
-                lock.lock();
-                if (stop) {
-                    break;
-                }
-            }
-        }
-        was_open = !s->closed;
-        if (was_open) {
-            s->closed = true;
-            s->end    = now();
-        }
-        totals->begin    = s->begin;
-        totals->end      = s->end;
-        totals->n_events = s->events.size();
-        totals->n_labels = s->labels.size();
-        totals->dropped  = s->dropped;
-    }
-    if (was_open) {
+    s->await();
+    if (!s->closed.exchange(true)) {
+        s->end = now();
         n_open.fetch_sub(1);
         generation.fetch_add(1);
     }
+    totals->begin = s->begin;
+    totals->end   = s->end;
+    for (shard & one : s->shards) {
+        std::lock_guard<std::mutex> lock(one.mutex);
+        totals->n_events += one.events.size();
+        totals->n_labels += one.labels.size();
+    }
+    const uint64_t asked = s->n_events.load();
+    totals->dropped = s->lost.load() + (asked > s->limit ? asked - s->limit : 0);
 }
 
 size_t pgg_trace_events(uint64_t id, struct pgg_trace_event * out, size_t n) {
@@ -381,10 +397,20 @@ size_t pgg_trace_events(uint64_t id, struct pgg_trace_event * out, size_t n) {
     if (s == nullptr) {
         return 0;
     }
-    std::lock_guard<std::mutex> lock(s->mutex);
-    n = std::min(n, s->events.size());
-    std::copy(s->events.begin(), s->events.begin() + n, out);
-    return n;
+    size_t written = 0, labels = 0;
+    for (shard & one : s->shards) {
+        std::lock_guard<std::mutex> lock(one.mutex);
+        for (const pgg_trace_event & e : one.events) {
+            if (written == n) {
+                return n;
+            }
+            out[written] = e;
+            out[written].label += e.label >= 0 ? (int32_t) labels : 0;
+            written++;
+        }
+        labels += one.labels.size();
+    }
+    return written;
 }
 
 const char * pgg_trace_label(uint64_t id, size_t i) {
@@ -392,8 +418,14 @@ const char * pgg_trace_label(uint64_t id, size_t i) {
     if (s == nullptr) {
         return nullptr;
     }
-    std::lock_guard<std::mutex> lock(s->mutex);
-    return i < s->labels.size() ? s->labels[i].c_str() : nullptr; // it may move with further labels: the trace has ended
+    for (shard & one : s->shards) {
+        std::lock_guard<std::mutex> lock(one.mutex);
+        if (i < one.labels.size()) {
+            return one.labels[i].c_str();
+        }
+        i -= one.labels.size();
+    }
+    return nullptr;
 }
 
 void pgg_trace_free(uint64_t id) {
@@ -409,10 +441,12 @@ void pgg_trace_free(uint64_t id) {
         s = std::move(it->second);
         all().sessions.erase(it);
     }
-    std::lock_guard<std::mutex> lock(s->mutex);
-    s->events = {}; // threads hold on to what they listened for until they look again
-    s->labels.clear();
-    s->label_numbers.clear();
+    for (shard & one : s->shards) { // threads hold on to what they listened for until they look again
+        std::lock_guard<std::mutex> lock(one.mutex);
+        one.events = {};
+        one.label_numbers.clear();
+        one.labels = {};
+    }
 }
 
 int64_t pgg_trace_now(void) {

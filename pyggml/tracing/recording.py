@@ -77,20 +77,33 @@ def _fill(taken: Trace, number: int, totals: Any, events: Any, sync: bool, began
     joins = _renumbered(rows["join"], rows["queued"])
     threads = _renumbered(rows["thread"].astype(np.uint64) + 1, rows["queued"])
     order = np.lexsort((-rows["end"], rows["start"]))
-    column = {name: rows[name][order].tolist() for name in _DTYPE.names or ()}
-    found = tuple(
-        TraceEvent(
-            KINDS[kind], places[device], places[peer], threads[i], queued - begin, start - begin, end - begin, nbytes, moved, joins[i], graphs[i],
-            subgraph, nodes, computed, _TIMING[flags & 3], bool(flags & _ON_QUEUE),
-            labels[label] if label >= 0 else names[device] if places[device] < 0 else "",
-        )
-        for i, kind, device, peer, queued, start, end, nbytes, moved, subgraph, nodes, computed, flags, label in zip(
-            order.tolist(), *(column[name] for name in ("kind", "device", "peer", "queued", "start", "end", "bytes", "moved", "subgraph", "nodes",
-            "computed", "flags", "label")), strict=True
-        )
-    )  # fmt: skip
+
+    def column(name: str, less: int = 0) -> list[int]:
+        return (rows[name][order] - less).tolist()  # type: ignore[no-any-return]
+
+    def of(numbers: list[int]) -> list[int]:
+        return [numbers[i] for i in order.tolist()]
+
+    where, flags = column("device"), column("flags")
+    found = zip(
+        [KINDS[k] for k in column("kind")],
+        [places[d] for d in where],
+        [places[d] for d in column("peer")],
+        of(threads),
+        column("queued", begin),
+        column("start", begin),
+        column("end", begin),
+        *(column(name) for name in ("bytes", "moved")),
+        of(joins),
+        of(graphs),
+        *(column(name) for name in ("subgraph", "nodes", "computed")),
+        [_TIMING[f & 3] for f in flags],
+        [bool(f & _ON_QUEUE) for f in flags],
+        [labels[k] if k >= 0 else names[d] if places[d] < 0 else "" for k, d in zip(column("label"), where, strict=True)],
+        strict=True,
+    )
     taken.__dict__.update(
-        devices=tuple(devices), events=found, wall=int(totals.end) - begin, sync=sync, dropped=int(totals.dropped), began=began
+        devices=tuple(devices), events=tuple(map(TraceEvent._make, found)), wall=int(totals.end) - begin, sync=sync, dropped=int(totals.dropped), began=began
     )
 
 

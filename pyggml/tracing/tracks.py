@@ -74,7 +74,7 @@ def tracks(trace: Trace) -> tuple[Track, ...]:
 
 def _filled(trace: Trace, events: Iterable[TraceEvent], summed: dict[tuple[int, int], str]) -> Iterable[Slice]:
     at = 0
-    for e in events:
+    for e in sorted(events, key=lambda e: (e.start, e.end)):  # one that takes no time comes before what begins with it
         yield from _gap(at, min(max(e.queued, at), e.start), e.start)
         yield _slice(trace, e, summed)
         at = max(at, e.end)

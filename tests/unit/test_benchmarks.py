@@ -38,6 +38,7 @@ def test_each_says_what_it_measures(name: str) -> None:
         ("model_speed", "--rounds", "1", "--dtypes", "q8_0", "--prompt", "8", "--tokens", "2"),
         ("plan_speed", "--rounds", "1", "--preset", "mixtral-8x7b"),
         ("plan_value", "--rounds", "1", "--layers", "3", "--devices", "sim:2"),
+        ("trace_cost", "--rounds", "1", "--models", "tiny", "--tokens", "2"),
     ],
     ids=lambda arguments: arguments[0],
 )
