@@ -231,6 +231,11 @@ class PlanDiff:
     def __str__(self) -> str:
         return self.table()
 
+    def _repr_html_(self) -> str:
+        import html
+
+        return f"<pre>{html.escape(self.table())}</pre>"
+
     def __repr__(self) -> str:
         return f"<PlanDiff: {self.summary()}>"
 

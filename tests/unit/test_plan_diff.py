@@ -288,6 +288,7 @@ def test_terminal_and_text_say_the_same(plan: SplitPlan) -> None:
     narrow = io.StringIO()
     diff.render(Console(file=narrow, width=60))
     assert max(map(len, narrow.getvalue().splitlines())) <= 60
+    assert diff._repr_html_().startswith("<pre>") and "-&gt;" in plan.diff(made(6))._repr_html_()
     assert repr(diff).startswith("<PlanDiff: ") and len(repr(diff)) < 200
 
 
