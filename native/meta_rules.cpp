@@ -334,7 +334,7 @@ static bool is_view_op(const ggml_tensor * t) {
     return t->op == GGML_OP_VIEW || t->op == GGML_OP_RESHAPE || t->op == GGML_OP_PERMUTE || t->op == GGML_OP_TRANSPOSE;
 }
 
-placement_ptr place(const ggml_tensor * t, const ggml_backend_meta_split_state & state, bool partial,
+static placement_ptr place_any(const ggml_tensor * t, const ggml_backend_meta_split_state & state, bool partial,
         const std::vector<ggml_tensor *> & slices, const source_lookup & sources) {
     static const placement_ptr MIRRORED = std::make_shared<placement>();
     const bool is_split = state.axis >= 0 && state.axis < GGML_MAX_DIMS;
@@ -370,6 +370,9 @@ placement_ptr place(const ggml_tensor * t, const ggml_backend_meta_split_state &
             }
         }
     }
+    if (t->op == GGML_OP_MUL_MAT && c.split(0) && ggml_get_op_params_i32(t, 1) == GGML_HINT_SRC0_IS_HADAMARD) {
+        throw refusal{ "src0 is said to be a Hadamard matrix: kernels do not read it, but take the one of their slice's size", "mirror " + std::string(t->src[0]->name) };
+    }
     if (t->op == GGML_OP_ADD_ID && c.src[1] && c.src[1]->axis == GGML_BACKEND_SPLIT_AXIS_PARTIAL && !(c.src[0] && c.src[0]->partial)) {
         throw refusal{ "a partial bias is added to a complete sum", "mirror the bias, or split the weight before it along axis 0" };
     }
@@ -393,6 +396,24 @@ placement_ptr place(const ggml_tensor * t, const ggml_backend_meta_split_state &
         throw refusal{ "the result is whole on every device, but a source is split", "mirror the source" };
     }
     return MIRRORED;
+}
+
+placement_ptr place(const ggml_tensor * t, const ggml_backend_meta_split_state & state, bool partial,
+        const std::vector<ggml_tensor *> & slices, const source_lookup & sources) {
+    placement_ptr p = place_any(t, state, partial, slices, sources);
+    const int64_t blck = ggml_blck_size(t->type);
+    if (p->axis == 0 && blck > 1) {
+        for (size_t j = 0; j < p->at.size(); j++) {
+            for (const run & r : p->at[j]) {
+                if (r.start % blck != 0 || r.len % blck != 0) {
+                    throw refusal{ "device " + std::to_string(j) + " would have " + std::to_string(r.len) + " elements from " + std::to_string(r.start) +
+                        " on, no whole blocks of " + std::to_string(blck) + " (" + ggml_type_name(t->type) + ")",
+                        "shares that are multiples of " + std::to_string(blck) + ": rule(..., granularity=" + std::to_string(blck) + ")" };
+                }
+            }
+        }
+    }
+    return p;
 }
 
 } // namespace pgg
