@@ -220,6 +220,47 @@ def test_a_check_leaves_no_trace(graph: gg.Graph, over: gg.MetaDevice) -> None:
             graph.replica(meta, values=False).plan()
 
 
+# --- what the search found
+
+
+def test_a_matrix_that_kernels_do_not_read() -> None:
+    """MUL_MAT with the hint that src0 is a Hadamard matrix: kernels make the one of their slice's size."""
+    h = np.array([[1.0]])
+    while len(h) < 64:
+        h = np.block([[h, h], [h, -h]])
+    values = {"h": (h / 8).astype(np.float32), "x": np.random.default_rng(0).standard_normal((8, 64)).astype(np.float32)}
+
+    def build(device: Any) -> gg.Graph:
+        w, g = gg.Weights(device, values), gg.Graph(device)
+        y = w["h"] @ g.input("x", ne=(64, 8))
+        g.output("y", gg.ops.mul_mat_set_hint(y, gg.lib.GGML_HINT_SRC0_IS_HADAMARD))
+        return g
+
+    with build(gg.cpu()) as g, gg.MetaDevice("vcpu:2") as over:
+        report = g.check(over, rules=[("^h$", "S1")])
+        assert about(report) == [("split", "y")] and "Hadamard" in report.violations[0].reason
+        assert [str(r) for r in report.violations[0].repairs] == ["h as M (tried)"]
+    with gg.MetaDevice("vcpu:2", [("^h$", "S1")]) as meta, build(meta) as g, pytest.raises(gg.SplitError, match="Hadamard"):
+        g.run(x=values["x"])
+
+
+def test_blocks_that_would_be_cut() -> None:
+    """A cast of split F32 rows into blocks of 32: shares of 48 and 16 columns are none."""
+    values = {"w": np.random.default_rng(0).standard_normal((4, 64)).astype(np.float32)}
+
+    def build(device: Any) -> gg.Graph:
+        w, g = gg.Weights(device, values), gg.Graph(device)
+        g.output("y", gg.ops.cast(w["w"] * g.input("one", ne=(1,)), "q8_0"))
+        return g
+
+    with build(gg.cpu()) as g, gg.MetaDevice("vcpu:2") as over:
+        report = g.check(over, rules=[("w", "S0 3:1")])
+        assert about(report) == [("split", "y")] and "no whole blocks of 32 (q8_0)" in report.violations[0].reason
+        assert g.check(over, rules=[("w", "S0")]).ok
+    with gg.MetaDevice("vcpu:2", [("w", "S0 3:1")]) as meta, build(meta) as g, pytest.raises(gg.SplitError, match="whole blocks"):
+        g.run(one=np.ones(1, np.float32))
+
+
 # --- models
 
 

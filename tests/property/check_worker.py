@@ -15,6 +15,9 @@ from typing import Any
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
+from test_ops_values import CASES
+
 import pyggml as gg
 from pyggml._ffi import ffi
 from pyggml.gguf_check import check_gguf
@@ -139,6 +142,40 @@ def picky_device(device: gg.Device, rows: int) -> Any:
         table[SUPPORTS_OP] = before
 
 
+# --- every operation, alone
+
+
+def op_held(number: int, splits: Sequence[str], n_devices: int) -> Held:
+    """A case of tests/unit/test_ops_values.py, whose numbers are weights, split by a rule of its own each."""
+    case = CASES[number]
+    fixed = [i for i, a in enumerate(case.arrays) if a.dtype.kind == "f"]
+    given = {f"in{i}": a for i, a in enumerate(case.arrays) if i not in fixed}
+    rules = [(f"^w{i}$", split) for i, split in zip(fixed, splits, strict=True)]
+    devices = gg.virtual_cpus(n_devices)
+
+    def build(device: Any, stack: contextlib.ExitStack) -> gg.Graph:
+        held = stack.enter_context(gg.Weights(device, {f"w{i}": case.arrays[i] for i in fixed}))
+        graph = stack.enter_context(gg.Graph(device))
+        inputs = {i: graph.input(f"in{i}", tuple(reversed(a.shape)), a.dtype) for i, a in enumerate(case.arrays) if i not in fixed}
+        graph.output("out", case.build(*(inputs[i] if i in inputs else held[f"w{i}"] for i in range(len(case.arrays)))))
+        return graph
+
+    with contextlib.ExitStack() as stack:
+        plain = build(gg.virtual_cpus(1)[0], stack)
+        wanted = plain.run(given)["out"]
+        with gg.MetaDevice(devices, rules) as meta:
+            report = plain.check(meta, repairs=False)
+    common: dict[str, Any] = {"ok": report.ok, "said": str(report), "kinds": tuple(v.kind for v in report)}
+    try:
+        with gg.MetaDevice(devices, rules) as meta, contextlib.ExitStack() as stack:
+            got = build(meta, stack).run(given)["out"]
+    except gg.Error as error:
+        return Held(**common, refused=f"{type(error).__name__}: {error}")
+    finite = np.isfinite(wanted)  # masks: the same numbers must be missing
+    same = bool((finite == np.isfinite(got)).all())
+    return Held(**common, nmse=gg.nmse(np.where(finite, got, 0), np.where(finite, wanted, 0)) if same else float("inf"))
+
+
 # --- models
 
 _FOLDER = tempfile.TemporaryDirectory()
@@ -192,6 +229,8 @@ def main() -> None:
         try:
             if "arch" in asked:
                 held = model_held(asked["arch"], asked["moe"], asked["shares"], [(p, s) for p, s in asked["rules"]], asked["cache"])
+            elif "op" in asked:
+                held = op_held(asked["op"], asked["splits"], asked["devices"])
             else:
                 held = graph_held(GraphCase.from_json(asked["case"]), asked["splits"], asked["strided"], asked["picky"], asked["repair"])
             answer = {"outcome": asdict(held)}

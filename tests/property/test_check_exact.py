@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from check_worker import Held
+from check_worker import Held  # which makes test_ops_values importable
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from split_graphs import graph_cases
+from test_ops_values import CASES
 from test_split_graphs import TOLERANCE, Worker
 
 from pyggml.testing.graph_cases import GraphCase
@@ -25,7 +26,7 @@ from pyggml.testing.zoo import ZOO
 
 HERE = Path(__file__).parent
 WIDE = bool(os.environ.get("PYGGML_TEST_WIDE"))
-GRAPHS, MODELS = (1200, 1200) if WIDE else (160, 45)
+GRAPHS, MODELS, OPS_EACH = (1200, 1200, 10) if WIDE else (160, 45, 1)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,7 @@ def rule_sets(draw: st.DrawFn) -> dict[str, Any]:
             splits[i] = draw(st.sampled_from(("M", f"S0 {ratio}", f"S1 {ratio}", "S0", "S1", "S2", "S1 5:2", "S3", "P", f"S0 {ratio[::-1]}")))
     return {
         "case": case.to_json(), "splits": splits, "strided": draw(st.integers(0, 7)) == 7,
-        "picky": draw(st.sampled_from((0, 0, 0, 0, 0, 24))), "repair": draw(st.booleans()),
+        "picky": draw(st.sampled_from((0, 0, 48))), "repair": draw(st.booleans()),
     }  # fmt: skip
 
 
@@ -84,6 +85,40 @@ def test_graphs(worker: Worker, tmp_path_factory: pytest.TempPathFactory, asked:
     SEEN["repairs that ran"] += held.repaired
     for kind in held.kinds:
         SEEN["kind " + kind] += 1
+
+
+# --- every operation, alone
+
+# builds that need inputs, or compute on the host
+SINGLE = [i for i, c in enumerate(CASES) if c.arrays and all(a.ndim <= 4 for a in c.arrays) and any(a.dtype.kind == "f" for a in c.arrays)]
+
+
+def splits_of_op(number: int, seed: int) -> list[str]:
+    """All sources alike, some of them, or each as it comes."""
+    draw = random.Random(f"{number}-{seed}")
+    arrays = [a for a in CASES[number].arrays if a.dtype.kind == "f"]
+    shares = draw.choice(("1:1", "3:1", "1:0", "1:1:1", "2:1:1", "0:1:1"))
+    way, axis = draw.randrange(3), draw.randrange(4)
+    out = []
+    for k, a in enumerate(arrays):
+        split = draw.choice(("M", "S0", "S1", "S2", "S3")) if way == 0 else f"S{axis}" if way == 1 else draw.choice(("M", f"S{axis}"))
+        if k and way and a.ndim <= axis:
+            split = "M"
+        out.append(f"{split} {shares}" if split != "M" else "M")
+    if out[0] == "M" and not any(s != "M" for s in out):
+        out[0] = f"S0 {shares}"
+    return out
+
+
+@pytest.mark.parametrize("part", range(8))
+def test_ops(worker: Worker, tmp_path: Path, part: int) -> None:
+    for number in SINGLE[part::8]:
+        for seed in range(OPS_EACH):
+            splits = splits_of_op(number, seed)
+            n = max(s.count(":") for s in splits) + 1
+            line = json.dumps({"op": number, "splits": splits, "devices": n})
+            held = Held(**worker.ask(line, tmp_path / "last-check.json"))
+            SEEN["ops: " + check(held, 1e-9, f"{CASES[number]}: {line}")] += 1
 
 
 # --- models
@@ -140,11 +175,20 @@ def test_models(worker: Worker, tmp_path: Path, part: int) -> None:
             SEEN["kind " + kind] += 1
 
 
+@pytest.mark.parametrize(
+    "held", [Held(True, refused="SplitError: no"), Held(False, "violations"), Held(True, nmse=1e-3), Held(True, failed="a defect")], ids=str
+)
+def test_disagreements_are_seen(held: Held) -> None:
+    with pytest.raises(AssertionError):
+        check(held, 1e-9, "")
+
+
 def test_what_was_seen() -> None:
     """After both: verdicts of both kinds, and violations of several."""
-    if not SEEN["models: legal"] or not SEEN["graphs: split and legal"]:
+    if not SEEN["models: legal"] or not SEEN["graphs: split and legal"] or not SEEN["ops: legal"]:
         pytest.skip("the searches did not run")
     print(dict(SEEN))
     assert min(SEEN["graphs: split and legal"], SEEN["graphs: split and illegal"]) > GRAPHS // 8, SEEN
     assert min(SEEN["models: legal"], SEEN["models: illegal"]) > MODELS // 8, SEEN
+    assert min(SEEN["ops: legal"], SEEN["ops: illegal"]) > len(SINGLE) * OPS_EACH // 8, SEEN
     assert SEEN["repairs that ran"] > 0 and all(SEEN["kind " + k] for k in ("rule", "split", "output", "device")), SEEN
