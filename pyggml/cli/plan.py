@@ -73,8 +73,8 @@ def plan(ctx: click.Context, /, model: str, **given: Any) -> None:
     if len(to_output) > 1 or (to_output and (given["explained"] or given["pictured"] or given["other"] or given["tree"])):
         raise click.UsageError("'-' is the output, which then has nothing else: write to a file")
     stored = _is_plan(model)
-    if stored and (given["checking"] or given["rules"]):
-        raise click.UsageError(f"{model} is a plan: --check and --rule need the model")
+    if stored and (useless := _given(ctx) - _OF_PLANS):
+        raise click.UsageError(f"{model} is a plan, which is shown as it is: {', '.join(sorted(useless))} need the model")
     status = _checked(model, given) if given["checking"] else 0
     if given["checking"] and not _wants_plan(given):
         ctx.exit(status)
@@ -98,6 +98,16 @@ def plan(ctx: click.Context, /, model: str, **given: Any) -> None:
     elif not asked:
         found.render(stdout(), fold=given["fold"], detail=given["detail"])
     ctx.exit(status)
+
+
+# options that need no model
+_OF_PLANS = {"--detail", "--fold", "--tree", "--explain", "--picture", "--diff", "--ignore", "--html", "--json", "--csv", "--dot", "--mermaid", "--save-rules"}
+
+
+def _given(ctx: click.Context) -> set[str]:
+    """The options that are on the command line."""
+    options = (p for p in ctx.command.params if isinstance(p, click.Option) and p.name)
+    return {max(p.opts, key=len) for p in options if ctx.get_parameter_source(str(p.name)) == click.core.ParameterSource.COMMANDLINE}
 
 
 _FILES = ("html_file", "json_file", "csv_file", "dot_file", "mermaid_file")

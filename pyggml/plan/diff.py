@@ -266,6 +266,8 @@ def _changes_from(changes: Sequence[Any]) -> tuple[Change, ...]:
 
 def plan_diff(before: SplitPlan, after: SplitPlan) -> PlanDiff:
     """See `SplitPlan.diff`."""
+    if type(after) is not type(before):
+        raise ArgumentError(f"diff(): expected a SplitPlan, got {type(after).__name__}; SplitPlan.from_json reads a stored one")
     same = before == after
     finder = None if same else _Finder(before, after)
     out = PlanDiff(

@@ -36,6 +36,8 @@ def test_equal_plans_do_not_differ(plan: SplitPlan) -> None:
     diff = plan.diff(SplitPlan.from_json(plan.to_json()))
     assert not diff and not diff.items and str(diff) == "no difference"
     assert diff.total("all-reduces") == Change("all-reduces", 5, 5)
+    with pytest.raises(gg.errors.ArgumentError, match="expected a SplitPlan, got str"):
+        plan.diff(plan.to_json())  # type: ignore[arg-type]
     with pytest.raises(gg.errors.ArgumentError, match="all-reduces"):
         diff.total("sums")
 
