@@ -181,7 +181,8 @@ class Explainer:
         """The sources whose splits decide a node's."""
         if x.split is None:
             return ()
-        sources = [s for s in dict.fromkeys(x.sources) if self._axis(s) is not None]
+        # a cast names itself as its destination
+        sources = [s for s in dict.fromkeys(x.sources) if self._axis(s) is not None and (s >= self._n or s < x.index)]
         if x.pending:
             return tuple(s for s in sources if self._waiting(s, x))
         if x.split.axis != "M":
@@ -230,8 +231,12 @@ class Explainer:
                 if s not in seen:
                     seen.add(s)
                     stack.append((s, depth + 1, self.ends_at(s, at)))
-        text = steps[0].text if isinstance(x, PlanLeaf) else self._node_text(x, self._causes[number], self._partners[number], True)
-        return Explanation(number, x.label, _text(x), tuple(steps), self.rules_of(number), text, tuple(sorted(sums)), self._note(x))
+        return Explanation(number, x.label, _text(x), tuple(steps), self.rules_of(number), self.headline(number), tuple(sorted(sums)), self._note(x))
+
+    def headline(self, number: int) -> str:
+        """The nearest cause of a tensor, with where the splits of its sources come from: `Explanation.text`."""
+        x = self._tensors[number]
+        return self._leaf_text(x) if isinstance(x, PlanLeaf) else self._node_text(x, self._causes[number], self._partners[number], True)
 
     def step(self, number: int, ends: bool = False, depth: int = 0) -> Step:
         """The one link of a tensor.

@@ -11,7 +11,6 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import Error
@@ -358,11 +357,12 @@ class SplitPlan:
 
         Returns: the page.
         """
-        from ..report.plan_html import to_html, write_html
+        from ..report.plan_html import to_html
+        from ..report.view import write_text
 
         page = to_html(self, title, trace)
         if path is not None:
-            write_html(page, path)
+            write_text(page, path)
         return page
 
     def _repr_html_(self) -> str:
@@ -388,10 +388,11 @@ class SplitPlan:
         ``sources`` are numbers of lines, as in `PlanNode.sources`. Written to ``path``, too, where one is given.
         """
         from ..report.plan_csv import to_csv
+        from ..report.view import write_text
 
         text = to_csv(self)
         if path is not None:
-            Path(path).write_text(text, encoding="utf-8", newline="")
+            write_text(text, path)
         return text
 
     def __str__(self) -> str:

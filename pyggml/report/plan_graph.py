@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .._units import binary
+from .._units import binary, counted
 from ..plan import Detail, PlanNode, SplitPlan
 from .content import Content, Item, Reduce, split_counts
 from .fold import Stretch
@@ -136,9 +136,9 @@ def _reduce_vertex(r: Reduce) -> Vertex:
 
 def _piece_vertex(content: Content, s: Stretch, key: str, title: str) -> Vertex:
     inside = content.reduces_in(s.start, s.stop)
-    lines = [title, f"{s.stop - s.start} nodes: {split_counts(content.plan.nodes[s.start : s.stop])}"]
+    lines = [title, f"{counted(s.stop - s.start, 'node')}: {split_counts(content.plan.nodes[s.start : s.stop])}"]
     if inside:
-        lines.append(f"Σ {len(inside)} all-reduce{'s' if len(inside) > 1 else ''}, {binary(sum(r.of.bytes for r in inside))}")
+        lines.append(f"Σ {counted(len(inside), 'all-reduce')}, {binary(sum(r.of.bytes for r in inside))}")
     return Vertex(key, "layers", tuple(lines), "P" if inside else "")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable, Hashable
 from functools import lru_cache
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .._about import __version__
-from .._units import binary, percent, ranges
+from .._units import binary, counted, percent, ranges
 from ..plan import PlanNode, SplitPlan
 from ..plan.explain import Explainer
 from .content import MEMORY, Content, Measured, MemoryOf, Piece, dims, split_counts
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
     from ..tracing import Trace
 
-__all__ = ["environment", "to_html", "write_html"]
+__all__ = ["environment", "to_html"]
 
 _FOLDER = Path(__file__).parent / "templates"
 # with more lines than that, equal layers put together, a page begins with a line for each layer
@@ -90,11 +89,6 @@ def to_html(plan: SplitPlan, title: str | None = None, trace: Trace | None = Non
 def default_title(plan: SplitPlan) -> str:
     """Of a plan that was given none."""
     return f"Split plan over {', '.join(plan.devices) if len(plan.devices) <= 4 else f'{len(plan.devices)} devices'}"
-
-
-def write_html(page: str, path: str | os.PathLike[str]) -> None:
-    """Writes the page as UTF-8, whatever the system's encoding is."""
-    Path(path).write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
 def _memory(m: MemoryOf, device: int, largest: int) -> dict[str, Any]:
@@ -220,8 +214,8 @@ def microseconds(t: float) -> str:
 def _piece_words(content: Content, p: Piece) -> str:
     inside = content.reduces_in(p.start, p.stop)
     payload = sum(r.of.bytes for r in inside)
-    sums = f" · {len(inside)} all-reduce{'s' if len(inside) > 1 else ''}, {binary(payload)}" if inside else ""
-    return f"{p.stop - p.start} nodes · {split_counts(content.plan.nodes[p.start : p.stop])}{sums}"
+    sums = f" · {counted(len(inside), 'all-reduce')}, {binary(payload)}" if inside else ""
+    return f"{counted(p.stop - p.start, 'node')} · {split_counts(content.plan.nodes[p.start : p.stop])}{sums}"
 
 
 # What is said of equal layers is kept once: the number of the layer is left out, and so are the numbers in names that
@@ -230,20 +224,21 @@ _LAYER, _NODE = "\x01", "\x02"
 
 
 def _why(content: Content, strings: Callable[[str], int]) -> dict[str, Any]:
-    """The chains of causes, link by link: the page puts them together as `Explanation.lines` does."""
+    """The chains of causes, link by link: the page puts them together as `str(Explanation)` does."""
     explainer = Explainer(content.plan)
-    text, summed, causes, ends, passes, rules = [], [], [], [], [], []
+    head, text, summed, causes, ends, passes, rules = [], [], [], [], [], [], []
     for item in content.items:
         number, layer = item.number, content.layers[item.number]
         step = explainer.step(number)
         of = (*step.causes, *step.partners)
+        head.append(strings(_bare(explainer.headline(number), layer, number)))
         text.append(strings(_bare(step.text, layer, number)))
         summed.append(0 if item.is_leaf or (item.look != "P" and number not in content.reduces) else strings(_bare(explainer.step(number, True).text, layer, number)))
         causes.append(of)
         ends.append([k for k, s in enumerate(of) if explainer.ends_at(s, number)])
         passes.append(int(step.passes))
         rules.append(strings("; ".join(map(str, explainer.rules_of(number)))))
-    return {"text": text, "summed": summed, "causes": causes, "ends": ends, "passes": passes, "rules": rules}
+    return {"head": head, "text": text, "summed": summed, "causes": causes, "ends": ends, "passes": passes, "rules": rules}
 
 
 def _bare(text: str, layer: int | None, number: int) -> str:

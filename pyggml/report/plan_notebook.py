@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .._units import binary, percent
+from .._units import binary, counted, percent
 from ..plan import SplitPlan
 from .content import MEMORY, Content
 from .fold import Stretch
@@ -41,5 +41,5 @@ def to_notebook(plan: SplitPlan) -> str:
 def _piece(content: Content, s: Stretch, room: bool) -> tuple[str, str, list[Row]]:
     inside = content.reduces_in(s.start, s.stop)
     times = f" ({len(s.layers)} x)" if len(s.layers) > 1 else ""
-    words = f"{s.stop - s.start} nodes" + (f", {len(inside)} all-reduces, {binary(sum(r.of.bytes for r in inside))}" if inside else "")
+    words = counted(s.stop - s.start, "node") + (f", {counted(len(inside), 'all-reduce')}, {binary(sum(r.of.bytes for r in inside))}" if inside else "")
     return content.piece_title(s.layers, s.start, s.stop) + times, words, rows_of(content, s, "nodes") if room else []

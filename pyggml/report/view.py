@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-__all__ = ["DEVICE_COLOURS", "MARKS", "Branch", "Line", "View", "drawn"]
+__all__ = ["DEVICE_COLOURS", "MARKS", "Branch", "Line", "View", "drawn", "write_text"]
 
 Span = tuple[str, str]
 """Text, and its style: ``""``, ``dim``, ``bold``, ``sum``, ``name``, or ``d0`` to ``d15``, the colours of devices."""
@@ -70,6 +71,12 @@ class View:
                 spans.append(f'<span style="{css}">{html.escape(text)}</span>' if css else html.escape(text))
             rows.append("".join(spans))
         return '<pre style="line-height:1.25">' + "\n".join(rows) + "</pre>"
+
+
+def write_text(text: str, path: str | os.PathLike[str]) -> None:
+    """Writes UTF-8 as it is, whatever the system's encoding and ends of lines are; bytes of names that are none are escaped."""
+    with open(path, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+        file.write(text)
 
 
 @dataclass(slots=True)

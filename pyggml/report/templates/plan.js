@@ -163,7 +163,7 @@
     return cell;
   }
 
-  // the chain of causes, as Explanation.lines() gives it
+  // the chain of causes, as str(Explanation) gives it
   const W = D.why, layered = (text, i) => S[text].replace(/\u0002(-?\d+)\u0002/g, (all, n) => `node_${i + Number(n)}`).replaceAll("\u0001", C.layer[i]);
   function whyLines(i) {
     const known = new Map(), pushed = new Set([i]), first = [[i, false]];
@@ -186,7 +186,7 @@
         continue;
       }
       const ops = via.reverse().filter((o, k, all) => !k || all[k - 1] !== o);
-      lines.push([depth, (ops.length ? `via ${ops.join(", ")}: ` : "") + layered(ended ? W.summed[at] : W.text[at], at), at]);
+      lines.push([depth, (ops.length ? `via ${ops.join(", ")}: ` : "") + layered(ended ? W.summed[at] : depth ? W.text[at] : W.head[at], at), at]);
       for (let k = causes.length - 1; k >= 0; k--) stack.push([causes[k], depth + 1, []]);
     }
     return lines;
@@ -299,7 +299,7 @@
     const total = DEVICES.map((d, j) => (compute[j] || 0) + (wait[j] || 0) + (reduce[j] || 0)), most = Math.max(...total) || 1;
     const edge = (inSubgraph(r - 1, sub) ? "" : " first") + (inSubgraph(r + 1, sub) ? "" : " last");
     DEVICES.forEach((d, j) => {
-      const c = cell(`lane${edge}`, compute[j] === null ? "–" : micro(compute[j]), true), t = el("span", `track d${j % 16}`);
+      const c = cell(`lane${edge}`, compute[j] === null ? "-" : micro(compute[j]), true), t = el("span", `track d${j % 16}`);
       c.title = `${d}: computes ${micro(compute[j] || 0)}, waits ${micro(wait[j] || 0)}, sums ${micro(reduce[j] || 0)}`;
       [["compute", compute[j]], ["wait", wait[j]], ["reduce", reduce[j]]].forEach(([key, us]) => {
         const part = el("i", `t-${key}`);
@@ -315,7 +315,7 @@
     const same = (k) => inSubgraph(k, sub);
     const edge = (same(r - 1) ? "" : " first") + (same(r + 1) ? "" : " last");
     DEVICES.forEach((d, j) => {
-      const c = cell(`lane ${look(i) || "none"}${edge}`, words.length ? S[words[j]] : "–", true);
+      const c = cell(`lane ${look(i) || "none"}${edge}`, words.length ? S[words[j]] : "-", true);
       c.title = `${d}: ${words.length ? S[words[j]] : "nothing"}`;
       if (words.length && S[words[j]] !== "-") c.append(track(i, j));
       else c.append(el("span", "track nothing"));
@@ -338,7 +338,7 @@
     const alike = layersAlike(p), many = state.fold && p[0] >= 0 && alike.length > 1;
     title.append(el("span", "", many ? D.titles[p[mode()]] : S[p[5]]));
     if (many) {
-      title.append(el("span", "times", `${alike.length} ×`));
+      title.append(el("span", "times", `${alike.length} x`));
       const step = el("span", "step"), at = alike.indexOf(p[0]);
       [["‹", -1, "previous"], null, ["›", 1, "next"]].forEach((b) => {
         if (!b) return step.append(`shown: ${p[0]}`);
@@ -357,7 +357,7 @@
     title.title = words;
     e.append(title);
     if (shares) weightsOf(p).forEach((n, j, all) => {
-      const c = cell("lane first last", n ? binary(n) : "–", true), t = el("span", "track"), part = el("i", `d${j % 16}`), sum = all.reduce((a, b) => a + b, 0);
+      const c = cell("lane first last", n ? binary(n) : "-", true), t = el("span", "track"), part = el("i", `d${j % 16}`), sum = all.reduce((a, b) => a + b, 0);
       c.title = `${DEVICES[j]}: ${binary(n)} of weights and caches, first read here`;
       part.style.left = `${sum ? (100 * all.slice(0, j).reduce((a, b) => a + b, 0)) / sum : 0}%`;
       part.style.width = `${sum ? (100 * n) / sum : 0}%`;
@@ -704,7 +704,7 @@
       const tr = el("tr"), first = el("td");
       first.append(el("i", `swatch d${j % 16}`), d);
       tr.append(first);
-      of.forEach((x) => tr.append(el("td", "right", x[j] === null ? "–" : micro(x[j]))));
+      of.forEach((x) => tr.append(el("td", "right", x[j] === null ? "-" : micro(x[j]))));
       t.append(tr);
     });
     into.append(t);
