@@ -119,9 +119,9 @@ def test_what_the_butterfly_moves(tmp_path: Path, name: str, moe: bool) -> None:
             for n_past, n, every in [(0, 17, False), (20, 1, False)][: 2 if ZOO[name].kind in ("decoder", "both") else 1]:
                 model.default_context.clear()
                 if (name, shares) in REFUSED:
-                    with pytest.raises(gg.SplitError, match="attn_output.lora_a"):
+                    with pytest.raises(gg.SplitError, match=r"attn_output\.lora_a"):
                         decode(model, n_past, n, every)
-                    with pytest.raises(gg.SplitError, match="attn_output.lora_a"):
+                    with pytest.raises(gg.SplitError, match=r"attn_output\.lora_a"):
                         model.plan(n, n_past)
                     break
                 decode(model, n_past, n, every)
