@@ -12,7 +12,7 @@ from .._arguments import whole
 from ..errors import ArgumentError
 from .options import MAX_TOKENS
 
-__all__ = ["Batch", "Tokens", "token_ids"]
+__all__ = ["Batch", "Tokens", "single_token", "token_ids"]
 
 Tokens = Sequence[int] | npt.NDArray[Any]
 
@@ -64,3 +64,13 @@ def token_ids(tokens: Tokens) -> npt.NDArray[Any]:
     if ids.ndim != 1 or ids.size == 0 or ids.dtype.kind not in "iu":
         raise ArgumentError(f"tokens must be a list of at least one token id, got {ids.dtype} of shape {ids.shape}")
     return ids
+
+
+def single_token(tokens: Tokens | Batch) -> int:
+    """The only token of a list or an array. -1: there are more, or they are no tokens, as `token_ids` says."""
+    if isinstance(tokens, np.ndarray):
+        return int(tokens[0]) if tokens.shape == (1,) and tokens.dtype.kind in "iu" else -1
+    if isinstance(tokens, (list, tuple)) and len(tokens) == 1:
+        one = tokens[0]
+        return int(one) if type(one) is int or isinstance(one, np.integer) else -1
+    return -1

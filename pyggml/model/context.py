@@ -19,7 +19,7 @@ from .._handle import Handle
 from ..errors import ArgumentError, IndexRangeError, ModelError, UnsupportedError
 from ..meta import refuse_simulated
 from .adapters import Adapter
-from .batch import Batch, Tokens, token_ids
+from .batch import Batch, Tokens, single_token, token_ids
 from .loading import LoadedModel, failure
 from .memory import MemoryUse, memory_of
 from .native_context import NativeContext, Observer
@@ -29,6 +29,9 @@ from .state import Envelope, describe, opened, sealed
 from .vocabulary import Vocabulary
 
 __all__ = ["Context", "GeneratedToken"]
+
+
+_NO_LOGITS = "logits; is it a model for embeddings?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,8 @@ class Context(Handle):
         self._native = NativeContext(loaded, options)
         ptr = loaded.ptr
         self._waits_for_encoder = bool(lib.llama_model_has_encoder(ptr) and lib.llama_model_has_decoder(ptr))
+        self._makes_logits = loaded.info.arch not in ENCODERS and not options.embeddings
+        self._simulated = any(device.is_simulated for device in loaded.devices)
         self._own(NativeContext.free, self._native)
 
     @property
@@ -125,10 +130,16 @@ class Context(Handle):
             ArgumentError: they do not fit into the context, or positions leave a gap.
         """
         self._check_open()
-        batch = tokens if isinstance(tokens, Batch) else Batch().add(tokens, seq, pos=pos, logits=logits)
+        token = -1 if observer is not None or from_empty or pos is not None or logits not in ("last", "all") else single_token(tokens)
+        batch = None if token >= 0 else _batch_of(tokens, seq, pos, logits)
         self._need_logits()
         self._refuse_simulated("no logits were computed")
         with span("decode"), self._changing(poisons=False):
+            if batch is None:
+                if self._lay_out_one(token, seq):
+                    self._compute()
+                    return self._logits_of_one()
+                batch = _batch_of(tokens, seq, pos, logits)
             ids, at, seqs, wanted = self._laid_out(batch, from_empty)
             watch = self._native.observe(observer) if observer is not None else contextlib.nullcontext()
             out = np.empty((int(wanted.sum()), self._n_vocab), np.float32)
@@ -141,7 +152,7 @@ class Context(Handle):
                     self._native.set_batch(ids[part], at[part], seqs[part], wanted[part])
                     self._compute()
                     for i in np.flatnonzero(wanted[part]):
-                        out[row] = self._floats(lib.llama_get_logits_ith(self._native.ptr, int(i)), self._n_vocab, "logits; is it a model for embeddings?")
+                        out[row] = self._floats(lib.llama_get_logits_ith(self._native.ptr, int(i)), self._n_vocab, _NO_LOGITS)
                         row += 1
         return out
 
@@ -154,15 +165,40 @@ class Context(Handle):
         self._check_open()
         self._need_logits()
         self._refuse_simulated("nothing was computed")
-        self._feed(tokens if isinstance(tokens, Batch) else Batch().add(tokens, seq))
+        self._feed(tokens, seq)
 
     def _compute(self, *, encode: bool = False) -> None:
-        with self._poisoning():
+        try:
             status, error = self._native.compute(encode=encode)
-            if error is not None and status not in (1, -1):  # after those the context is as it was before
-                raise error
+        except BaseException:
+            with self._poisoning():
+                raise
         if error is not None:
-            raise error
+            if status in (1, -1):  # after those the context is as it was before
+                raise error
+            with self._poisoning():
+                raise error
+
+    # One token of one sequence is what every step of a generation decodes. Between two tokens the processor's caches are full
+    # of weights, and what Python does there costs five times as much as it seems to, or more: so it does little.
+
+    def _lay_out_one(self, token: int, seq: int | Sequence[int]) -> bool:
+        """Puts a token behind a sequence into the batch. False: that is not possible; `_laid_out` says why."""
+        if type(seq) is not int or not 0 <= seq < self.options.n_seq_max or not 0 <= token < self._n_vocab:
+            return False
+        pos = self._native.end(seq)
+        if pos >= self.n_ctx_seq:
+            return False
+        self._native.set_one(token, pos, seq)
+        return True
+
+    def _logits_of_one(self) -> npt.NDArray[np.float32]:
+        pointer = lib.llama_get_logits_ith(self._native.ptr, 0)
+        if pointer == ffi.NULL:
+            raise ModelError(f"{self.name}: llama.cpp gives no {_NO_LOGITS}")
+        out = np.empty((1, self._n_vocab), np.float32)
+        ffi.memmove(out, pointer, out.nbytes)
+        return out
 
     def _floats(self, pointer: Any, n: int, what: str) -> npt.NDArray[np.float32]:
         if pointer == ffi.NULL:
@@ -170,6 +206,8 @@ class Context(Handle):
         return np.frombuffer(ffi.buffer(pointer, n * 4), np.float32)
 
     def _need_logits(self) -> None:
+        if self._makes_logits and not self._waits_for_encoder:
+            return
         arch = self._native.loaded.info.arch
         if arch in ENCODERS:
             raise UnsupportedError(f"{self.name}: a model of the architecture {arch!r} makes embeddings, no logits: model.context(embeddings=True).embed(...)")
@@ -179,7 +217,7 @@ class Context(Handle):
             raise ArgumentError(f"{self.name}: its decoder attends to what its encoder has read: call encode(tokens) first")
 
     def _refuse_simulated(self, what: str) -> None:
-        for device in self._devices:
+        for device in self._devices if self._simulated else ():
             refuse_simulated(device, f"{self.name}: {what}")
 
     def _laid_out(self, batch: Batch, from_empty: bool) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], list[tuple[int, ...]], npt.NDArray[np.int8]]:
@@ -212,7 +250,7 @@ class Context(Handle):
         return np.concatenate(ids), np.concatenate(at), seqs, np.concatenate(wanted)
 
     def _end(self, seq: int) -> int:
-        return int(lib.llama_memory_seq_pos_max(self._native.memory, seq)) + 1 if self._native.memory != ffi.NULL else 0
+        return self._native.end(seq)
 
     def _check_tokens(self, ids: npt.NDArray[Any]) -> None:
         bad = np.flatnonzero((ids < 0) | (ids >= self._n_vocab))
@@ -267,7 +305,7 @@ class Context(Handle):
         else:
             chain, mine = Sampler(self._native.loaded, sampler_options(sampler, changes)), True
         try:
-            self._feed(Batch().add(tokens, seq))
+            self._feed(tokens, seq)
         except BaseException:
             if mine:
                 chain.close()
@@ -277,13 +315,13 @@ class Context(Handle):
     def _generated(
         self, chain: Sampler, mine: bool, seq: int, max_tokens: int | None, shift: bool, keep: int
     ) -> Iterator[GeneratedToken]:
-        decoder, n = codecs.getincrementaldecoder("utf-8")("replace"), 0
+        decoder, vocab, n = codecs.getincrementaldecoder("utf-8")("replace"), self.vocab, 0
         try:
             while max_tokens is None or n < max_tokens:
                 with span("sample"), self._in_use():
                     token = int(lib.llama_sampler_sample(chain.ptr, self._native.ptr, -1))
-                    ended = self.vocab.is_end(token)
-                    text = "" if ended else decoder.decode(self.vocab.piece(token))
+                    ended = vocab.is_end(token)
+                    text = "" if ended else decoder.decode(vocab.piece(token))
                 n += 1
                 yield GeneratedToken(token, text, ended)
                 if ended or n == max_tokens:
@@ -293,14 +331,21 @@ class Context(Handle):
                     if not shift:
                         return
                     self.shift((end - keep) // 2, keep=keep, seq=seq)
-                self._feed(Batch().add([token], seq))
+                self._feed([token], seq)
         finally:
             if mine:
                 chain.close()
 
-    def _feed(self, batch: Batch) -> None:
+    def _feed(self, tokens: Tokens | Batch, seq: int | Sequence[int]) -> None:
         """Decodes without looking at logits, which stay in llama.cpp for the sampler."""
+        token = single_token(tokens)
+        batch = None if token >= 0 else _batch_of(tokens, seq)
         with span("decode"), self._changing(poisons=False):
+            if batch is None:
+                if self._lay_out_one(token, seq):
+                    self._compute()
+                    return
+                batch = _batch_of(tokens, seq)
             ids, at, seqs, wanted = self._laid_out(batch, False)
             for first in range(0, len(ids), self._native.n_batch):
                 part = slice(first, first + self._native.n_batch)
@@ -595,3 +640,7 @@ class Context(Handle):
     def _range(self, p0: int, p1: int | None) -> tuple[int, int]:
         start = whole("p0", p0, 0, MAX_TOKENS)
         return start, -1 if p1 is None else whole("p1", p1, start, MAX_TOKENS)
+
+
+def _batch_of(tokens: Tokens | Batch, seq: int | Sequence[int], pos: int | None = None, logits: str = "last") -> Batch:
+    return tokens if isinstance(tokens, Batch) else Batch().add(tokens, seq, pos=pos, logits=logits)

@@ -21,6 +21,10 @@ from .options import FLASH, POOLING, ContextOptions
 
 __all__ = ["NativeContext", "Observer"]
 
+_POLL = 1
+"""For how long the threads of the CPU device look for the next graph before they sleep, in steps of 2 to 6 ms: longer than
+Python and a sampler take between two tokens, and not so long that a context that rests is in the way of another."""
+
 Observer = Callable[[str, str, bytes], object]
 """Called with (name, op, value as bytes) of a node."""
 
@@ -34,6 +38,8 @@ class NativeContext:
     def __init__(self, loaded: LoadedModel, options: ContextOptions) -> None:
         self.loaded = loaded.hold()
         self._ptr: Any = ffi.NULL
+        self._memory: Any = ffi.NULL
+        self._threads: Any = ffi.NULL
         self._attn_f32 = options.attn_f32
         self.n_batch = min(options.n_batch, options.n_ctx)
         if options.embeddings:
@@ -54,7 +60,7 @@ class NativeContext:
         params.n_seq_max = options.n_seq_max
         # with parts of their own, sequences are cut to equal lengths, and pooling would see the last piece only
         params.kv_unified = options.kv_unified or options.embeddings
-        params.n_threads = params.n_threads_batch = options.threads or default_threads()
+        n_threads = params.n_threads = params.n_threads_batch = options.threads or default_threads()
         params.flash_attn_type = FLASH[options.flash_attn]
         params.type_k, params.type_v = as_dtype(options.type_k).type_id, as_dtype(options.type_v).type_id
         params.embeddings = options.embeddings
@@ -66,7 +72,18 @@ class NativeContext:
                 self._ptr = lib.llama_init_from_model(self.loaded.ptr, params[0])
             if self._ptr == ffi.NULL:  # inside: the next call has other reasons
                 raise failure(f"llama.cpp cannot make a context for {self.loaded.path}")
+        self._memory = lib.llama_get_memory(self._ptr)
+        if n_threads > 1 and not self.loaded.devices:  # beside other devices the CPU only looks up embeddings, with one thread
+            self._keep_threads(n_threads)
         self.batch[0] = lib.llama_batch_init(self.n_batch, 0, options.n_seq_max)
+
+    def _keep_threads(self, n: int) -> None:
+        """Gives the context threads of its own; else ggml makes new ones for every graph, that is for every token."""
+        params = ffi.new("struct ggml_threadpool_params *", lib.ggml_threadpool_params_default(n))
+        params.poll, params.paused = _POLL, True
+        with Held():
+            self._threads = lib.ggml_threadpool_new(params)
+        lib.llama_attach_threadpool(self._ptr, self._threads, ffi.NULL)
 
     @property
     def ptr(self) -> Any:
@@ -82,7 +99,20 @@ class NativeContext:
     @property
     def memory(self) -> Any:
         """The ``llama_memory_t``; NULL for a model that keeps nothing."""
-        return lib.llama_get_memory(self.ptr)
+        _ = self.ptr
+        return self._memory
+
+    def end(self, seq: int) -> int:
+        """The position behind the last token of a sequence."""
+        memory = self.memory
+        return int(lib.llama_memory_seq_pos_max(memory, seq)) + 1 if memory != ffi.NULL else 0
+
+    def set_one(self, token: int, pos: int, seq: int) -> None:
+        """A batch of one token, with logits."""
+        batch = self.batch
+        batch.n_tokens = 1
+        batch.token[0], batch.pos[0] = token, pos
+        batch.n_seq_id[0], batch.seq_id[0][0], batch.logits[0] = 1, seq, 1
 
     def set_batch(
         self,
@@ -105,15 +135,22 @@ class NativeContext:
 
     def compute(self, *, encode: bool = False) -> tuple[int, Error | None]:
         """Decodes (or encodes) the batch and waits for it; llama.cpp's status, and unless it is 0 an error with its reasons."""
-        n = int(self.batch.n_tokens)
-        with span("llama_encode" if encode else "llama_decode", n):
-            with self._building():  # inside: the next call has other reasons
-                status = int((lib.llama_encode if encode else lib.llama_decode)(self.ptr, self.batch[0]))
-                what = f"{'encoding' if encode else 'decoding'} {n} tokens failed: {STATUS.get(status, f'status {status}')}"
-                error = failure(f"{self.loaded.info.path.name}: {what}") if status else None
+        with span("llama_encode" if encode else "llama_decode", int(self.batch.n_tokens)):
+            if self._attn_f32:
+                with self._building():  # inside: the next call has other reasons
+                    status, error = self._compute(encode)
+            else:
+                status, error = self._compute(encode)
             if status == 0:
                 lib.llama_synchronize(self.ptr)
         return status, error
+
+    def _compute(self, encode: bool) -> tuple[int, Error | None]:
+        status = int((lib.llama_encode if encode else lib.llama_decode)(self.ptr, self.batch[0]))
+        if status == 0:
+            return 0, None
+        what = f"{'encoding' if encode else 'decoding'} {int(self.batch.n_tokens)} tokens failed: {STATUS.get(status, f'status {status}')}"
+        return status, failure(f"{self.loaded.info.path.name}: {what}")
 
     def decode(self, tokens: npt.NDArray[np.int32], n_past: int, *, all_logits: bool) -> None:
         """Decodes tokens of sequence 0 behind n_past others, which are there.
@@ -170,6 +207,9 @@ class NativeContext:
             with freeing():
                 lib.llama_free(self._ptr)
             self._ptr = ffi.NULL
+        if self._threads != ffi.NULL:
+            lib.ggml_threadpool_free(self._threads)
+            self._threads = ffi.NULL
         if self.batch.token != ffi.NULL:
             lib.llama_batch_free(self.batch[0])
             self.batch.token = ffi.NULL

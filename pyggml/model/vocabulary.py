@@ -22,13 +22,14 @@ class Vocabulary:
 
     def __init__(self, loaded: LoadedModel) -> None:
         self._loaded, self._name = loaded, loaded.info.path.name
+        self._n = loaded.n_vocab
 
     @property
     def _ptr(self) -> Any:
         return self._loaded.vocab
 
     def __len__(self) -> int:
-        return int(lib.llama_vocab_n_tokens(self._ptr))
+        return self._n
 
     @property
     def has_tokenizer(self) -> bool:
@@ -127,6 +128,6 @@ class Vocabulary:
             raise UnsupportedError(f"{self._name} has no tokenizer (tokenizer.ggml.model is 'none'): give token ids, 0 to {len(self) - 1}")
 
     def _checked(self, token: int) -> int:
-        if not 0 <= token < len(self):
+        if not 0 <= token < self._n:
             raise IndexRangeError(f"token {token} is not in the vocabulary: 0 to {len(self) - 1}")
         return int(token)
