@@ -529,6 +529,7 @@
     grid.focus({ preventScroll: true });
   }
 
+  let addressing = 0;
   function choose(row) {
     state.selected = row;
     const along = (i, next, found = new Set()) => {
@@ -546,11 +547,13 @@
       selected.append(close);
       row.kind === "reduce" ? reduceDetails(row.i) : itemDetails(row.i);
       details.scrollTop = 0;
-      try { history.replaceState(null, "", `#${row.kind === "reduce" ? "sum" : "n"}${row.i}`); } catch { /* a page without an address */ }
-    } else {
-      try { history.replaceState(null, "", location.pathname + location.search); } catch { /* a page without an address */ }
     }
     repaint();
+    // browsers count changes of the address: not one for each key that is held
+    clearTimeout(addressing);
+    addressing = setTimeout(() => {
+      try { history.replaceState(null, "", row ? `#${row.kind === "reduce" ? "sum" : "n"}${row.i}` : location.pathname + location.search); } catch { /* a page without an address */ }
+    }, 250);
   }
 
   function link(i, note) {
