@@ -313,6 +313,7 @@ void computing::begin(const ggml_cgraph * g) noexcept {
     e         = event(PGG_TRACE_COMPUTE, device_of(backend));
     e.nodes   = g->n_nodes;
     e.start   = now();
+    current().start = e.start;
     if (backend->iface.synchronize == nullptr) {
         e.flags |= PGG_TRACE_EXACT; // it has computed when it returns
         uint64_t n = 0;

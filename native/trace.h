@@ -37,6 +37,7 @@ struct task {
     int          kind     = PGG_TRACE_COMPUTE;
     int          nodes    = -1; // -1: those of the graph given
     const char * label    = nullptr;
+    int64_t      start    = 0;     // of the call
     bool         noted    = false; // the one called has recorded it, or will
     bool         synced   = false; // it was waited for within the call
 };

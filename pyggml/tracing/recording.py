@@ -61,18 +61,21 @@ def _fill(taken: Trace, number: int, totals: Any, events: Any, sync: bool, began
     labels = [str(ffi.string(lib.pgg_trace_label(number, i)).decode("utf-8", "replace")) for i in range(totals.n_labels)]
     rows = np.frombuffer(ffi.buffer(events), _DTYPE) if len(events) else np.empty(0, _DTYPE)
     begin = int(totals.begin)
-    devices: list[TraceDevice] = []
     places: dict[int, int] = {0: -1}
     names: dict[int, str] = {0: ""}
+    single: list[tuple[bool, int, str, str, int]] = []
     for address in dict.fromkeys([*rows["device"].tolist(), *rows["peer"].tolist()]):
         if address == 0:
             continue
         device = Device(ffi.cast("ggml_backend_dev_t", address))
-        names[address] = device.name
+        names[address] = name = device.name
         places[address] = -1  # a meta device is the host's way to its devices
         if device.type != "meta":
-            places[address] = len(devices)
-            devices.append(TraceDevice(device.name, device.backend))
+            single.append((device.type == "cpu", len(name), name, device.backend, address))
+    devices = []
+    for _, _, name, backend, address in sorted(single):  # CUDA2 before CUDA10, and the CPU last
+        places[address] = len(devices)
+        devices.append(TraceDevice(name, backend))
     graphs = _renumbered(rows["graph"], rows["queued"])
     joins = _renumbered(rows["join"], rows["queued"])
     threads = _renumbered(rows["thread"].astype(np.uint64) + 1, rows["queued"])

@@ -177,19 +177,20 @@ def host_times(trace: Trace) -> tuple[HostTime, ...]:
 def _host_time(trace: Trace, thread: int, events: Iterable[TraceEvent]) -> HostTime:
     parts: Counter[str] = Counter()
     stack: list[TraceEvent] = []
-    covered = 0
-    last: dict[tuple[int, int, str], TraceEvent] = {}
+    covered = until = 0
+    seen: set[tuple[int, int]] = set()
     for e in events:
+        if e.kind in ("copy", "send", "allreduce"):
+            if (e.start, e.end) in seen:
+                continue  # one call of the host, recorded for several devices
+            seen.add((e.start, e.end))
         while stack and stack[-1].end <= e.start:
             stack.pop()
-        if (e.start, e.end, e.kind) in last and e.kind in ("send", "allreduce"):
-            continue  # one call of the host, recorded for several devices
-        last[e.start, e.end, "send" if e.kind == "copy" else e.kind] = e
         parts[_part(trace, e)] += e.ns
         if stack:
-            parts[_part(trace, stack[-1])] -= e.ns
-        else:
-            covered += e.ns
+            parts[_part(trace, stack[-1])] -= min(e.end, stack[-1].end) - e.start
+        covered += max(e.end - max(e.start, until), 0)
+        until = max(until, e.end)
         stack.append(e)
     return HostTime(thread, tuple(sorted(((n, t) for n, t in parts.items() if t), key=lambda p: -p[1])), trace.wall - covered)
 

@@ -31,7 +31,7 @@ def test_tables_and_files(tiny: Make, tmp_path: Path, capsys: pytest.CaptureFixt
     out, err = run(capsys, tiny("llama").path, "--n-tokens", 9, "-n", 3, "--subgraphs", 2, *given)
     plan = gg.plan_model(tiny("llama").path, "vcpu:2", n_tokens=1)
     assert f"4 runs, {4 * len(plan.allreduces)} all-reduces" in out
-    for word in ("VCPU0", "VCPU1", "computing", "waiting for other devices", "host thread", "llama.cpp: build and schedule graphs", "mean of 3 runs"):
+    for word in ("VCPU0", "VCPU1", "computing", "waiting for other devices", "host thread", "wait for VCPU0", "slowest of"):
         assert word in out
     assert len(err.splitlines()) == 4 and all(path.stat().st_size > 1000 for path in files.values())
     trace = gg.Trace.from_json(files["json"].read_text())

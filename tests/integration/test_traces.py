@@ -167,6 +167,7 @@ def test_a_model_in_perfetto(model: gg.Model, tmp_path: Path) -> None:
             assert len({(s["graph"], s["subgraph"]) for s in joined}) == 1
             assert seen.ended[flow] == 1
         # by clocks and counters that the trace does not use
+        check_hosts(trace)
         busy = [seen.ns(name, "compute") / (1000 * s.busy_us) for name, s in zip(("VCPU0", "VCPU1"), stats)]
         shares = [seen.ns(name) / wall for name in ("VCPU0", "VCPU1")]
         host = seen.ns("host") / wall
@@ -245,6 +246,13 @@ def test_chrome(model: gg.Model, tmp_path: Path) -> None:
 # --- what is traced, and what is not
 
 
+def check_hosts(trace: gg.Trace) -> None:
+    """Parts of the host's time lie within each other or behind each other: they add up."""
+    for host in trace.host_times():
+        assert all(ns > 0 for _, ns in host.parts)
+        assert sum(ns for _, ns in host.parts) + host.outside == trace.wall
+
+
 def test_a_graph(graph: gg.Graph) -> None:
     with gg.trace() as trace:
         first = graph.run(x=X)
@@ -258,8 +266,9 @@ def test_a_graph(graph: gg.Graph) -> None:
     assert vcpu0.get_bytes == 2 * first["y"].nbytes, "what is on both devices is read from one"
     assert trace.allreduces == 4
     assert [t.runs for t in trace.times_by_subgraph(plan)] == [2, 2, 2]
+    check_hosts(trace)
     text = trace.table()
-    for word in ("2 runs", "4 all-reduces", "VCPU0", "waiting for other devices", "give out subgraphs", "mean of 2 runs"):
+    for word in ("2 runs", "4 all-reduces", "VCPU0", "waiting for other devices", "Graph.run", "mean of 2 runs"):
         assert word in text
 
 
@@ -375,6 +384,7 @@ def test_devices_that_tell_no_times(tmp_path: Path, sync: bool) -> None:
         received = sum((r.received or ())[j] for r in plan.allreduces)
         assert (times[name].copies, times[name].copy_bytes, times[name].moved) == (2, received, received)
         assert sum(e.kind == "step" and trace.devices[e.device].name == name for e in trace.events) == 2
+    check_hosts(trace)
     copies = [e for e in trace.events if e.kind == "copy"]
     assert {e.timing for e in copies} == {"synchronized" if sync else "host side"}
     assert all(e.timing == "exact" for e in trace.events if e.kind == "compute"), "both tell when they computed"
