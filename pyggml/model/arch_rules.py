@@ -3,9 +3,10 @@
 llama.cpp names the architectures that its tensor mode takes. Of the others many compute the right thing with the rules
 here: each entry was found and is kept right by running it (tests/integration/test_arch_rules.py; the table is in
 docs/architectures.md). They decide about every tensor, since llama.cpp's own policy may stumble over such a model; entries
-that are ``beside`` stand in front of it.
+that are ``beside`` stand in front of it, and so do those for layers with one KV head, whatever the architecture: llama.cpp
+puts all of their attention on one device, here every device has heads of its own, and the one that they share.
 
-Attention is split in one of three ways: by heads; as MLA, where every head reads one latent cache, so that the heads are
+Attention is split in one of four ways: by heads; where heads share one KV head, by query heads; as MLA, where every head reads one latent cache, so that the heads are
 split and the cache is whole (Megatron's way with DeepSeek's models); or not at all, where something needs all heads at once.
 """
 
@@ -29,7 +30,7 @@ class ArchRules:
     """How an architecture is split."""
 
     attention: str = "whole"
-    """``heads``, ``mla`` or ``whole``."""
+    """``heads``, ``mla``, ``linear`` (its layers of linear attention only) or ``whole``."""
     ffn: bool = True
     """Whether the FFN, dense and experts, is split along its columns."""
     output: bool = True
@@ -43,7 +44,7 @@ class ArchRules:
     loops: bool = False
     """It goes through its layers several times, with a cache of its own each time."""
     beside: bool = False
-    """In front of llama.cpp's own rules, which it has for this architecture; only `extra` counts then."""
+    """In front of llama.cpp's own rules, which it has for this architecture; only `extra` and `attention` count then."""
 
 
 _STATE = "the states of its recurrent layers are joined with values of another split (CONCAT)"
@@ -91,15 +92,14 @@ ARCH_RULES: dict[str, ArchRules] = {
     "hrm_text": ArchRules("heads", loops=True),
     # llama.cpp takes these, and its own rules do not work
     **{name: ArchRules(extra=(("attn_|cache_", "M"),), why=_ALIBI, beside=True) for name in ("bloom", "jais", "refact", "jina-bert-v2")},
-    "chameleon": ArchRules(extra=(("attn_(q|k)_norm.bias", "S1"), ("^output", "M")), why="image tokens are masked in whole rows of logits", beside=True),
+    "chameleon": ArchRules("heads", extra=(("^output", "M"),), why="image tokens are masked in whole rows of logits", beside=True),
+    # llama.cpp's rules work only where heads come out even: it rounds one norm for every head otherwise than the heads ...
+    "stablelm": ArchRules("heads", beside=True),
+    "talkie": ArchRules("heads", beside=True),
+    # ... and V heads otherwise than the K heads that they belong to
+    "qwen3next": ArchRules("linear", beside=True),
     "nanbeige": ArchRules("heads", loops=True),
-    "graniteswitch": ArchRules(
-        extra=(
-            ("(attn_(q|k|v)|ffn_(gate|up)).lora_b", "S1"), ("(attn_output|ffn_down).lora_a", "S0"),
-            ("^cache_[kv]_l(LAYERS)$", "S0"), ("cache_", "M"),
-        ),
-        why="its router's cache belongs to no head", beside=True,
-    ),
+    "graniteswitch": ArchRules("heads", fused_qkv=True, why="its router's cache belongs to no head"),
 }
 
 NO_RULES: dict[str, str] = {
@@ -111,6 +111,8 @@ NO_RULES: dict[str, str] = {
 def arch_rules(info: GGUFInfo) -> tuple[Rule, ...]:
     """The rules for a model's architecture; none where llama.cpp's own do."""
     known = ARCH_RULES.get(str(info.arch))
+    if known is None and str(info.arch) not in NO_RULES:
+        known = ArchRules("", beside=True)  # for layers with one KV head
     return () if known is None else tuple(_Builder(info, known).rules())
 
 
@@ -124,14 +126,17 @@ class _Builder:
     def rules(self) -> Iterator[Rule]:
         """All rules, the most special ones first."""
         for pattern, split in self.known.extra:
-            yield rule(pattern.replace("LAYERS", "|".join(map(str, range(self.n_layer)))), split)
-        if self.known.beside:
-            return
-        yield rule("indexer", "M")
-        of_layer = {"heads": self.heads, "mla": self.latent}.get(self.known.attention)
+            yield rule(pattern, split)
+        of_layer = {"heads": self.heads, "mla": self.latent, "linear": self.linear}.get(self.known.attention)
+        if not self.known.beside:
+            yield rule("indexer", "M")
         for i in range(self.n_layer):
             if of_layer is not None:
                 yield from of_layer(i)
+            if self.known.beside and self.known.attention != "whole":
+                yield from self.one_kv_head(i)
+        if self.known.beside:
+            return
         if self.caches is not None and self.known.loops:
             yield self.caches
         if self.known.ffn:
@@ -171,6 +176,8 @@ class _Builder:
         yield rule(rf"{ffn}_(up|gate){kinds}\.bias$", "S0", granularity=unit)
         yield Rule(rf"{ffn}_gate_up{kinds}\.weight$", _halves, unit)
         yield rule(rf"{ffn}_down{kinds}\.weight$", "S0", granularity=unit)
+        yield rule(rf"{ffn}_(up|gate)\.lora_b$", "S1", granularity=unit)
+        yield rule(rf"{ffn}_down\.lora_a$", "S0", granularity=unit)
         block = self.block(r"channel_mix_value\.weight$")  # RWKV's
         yield rule(r"channel_mix_key\.weight$", "S1", granularity=block)
         yield rule(r"channel_mix_value\.weight$", "S0", granularity=block)
@@ -197,11 +204,48 @@ class _Builder:
         yield rule(rf"{name}_([qkv]|gate)\.weight$", "S1", **of)
         yield rule(rf"{name}_([qkv]|gate)\.bias$", "S0", **of)
         if any(len(t.ne) > 1 and t.ne[1] > 1 for n, t in self.tensors.items() if re.search(rf"{name}_[qk]_norm\.weight$", n)):
-            yield rule(rf"{name}_[qk]_norm\.weight$", "S1", **of)  # one for every head
+            yield rule(rf"{name}_[qk]_norm\.(weight|bias)$", "S1", **of)  # one for every head
         yield rule(rf"{name}_sinks", "S0", **of)
         yield rule(rf"{name}_output\.weight$", "S0", **of)
+        yield rule(rf"{name}_[qkv]\.lora_b$", "S1", **of)  # graniteswitch has adapters in its file
+        yield rule(rf"{name}_output\.lora_a$", "S0", **of)
         yield rule(rf"^cache_[kv]_l{i}$", "S0", **of)
         self.caches = rule(r"^cache_[kv]_l\d+$", "S0", **of)
+
+    def one_kv_head(self, i: int) -> Iterator[Rule]:
+        """Query heads are split, the KV head that they share is whole; where one matrix holds all three, all is whole."""
+        o, q, name = self.tensors.get(f"blk.{i}.attn_output.weight"), self.tensors.get(f"blk.{i}.attn_q.weight"), rf"^blk\.{i}\.attn"
+        n_head = self.number("attention.head_count", i)
+        if o is None or self.number("attention.head_count_kv", i, n_head) != 1:
+            return
+        if n_head > 1 and q is not None and q.ne[1] % n_head == 0 and o.ne[0] % n_head == 0:
+            of = {"units": n_head, "granularity": self.heads_at_once(o.ne[0] // n_head, o.dtype.block_size)}
+            yield rule(rf"{name}_q\.weight$", "S1", **of)
+            yield rule(rf"{name}_q\.bias$", "S0", **of)
+            norm = self.tensors.get(f"blk.{i}.attn_q_norm.weight")
+            if norm is not None and len(norm.ne) > 1 and norm.ne[1] == n_head:
+                yield rule(rf"{name}_q_norm\.(weight|bias)$", "S1", **of)
+            gate = self.tensors.get(f"blk.{i}.attn_gate.weight")
+            if gate is not None and gate.ne[1] % n_head == 0:
+                yield rule(rf"{name}_gate\.weight$", "S1", **of)
+            yield rule(rf"{name}_sinks", "S0", **of)
+            yield rule(rf"{name}_output\.weight$", "S0", **of)
+        yield rule(rf"{name}_", "M")
+        yield rule(rf"^cache_[kv]_l{i}$", "M")
+
+    def linear(self, i: int) -> Iterator[Rule]:
+        """Gated delta nets whose V heads stand beside their K head: whole K heads, with what belongs to them."""
+        out, conv = self.tensors.get(f"blk.{i}.ssm_out.weight"), self.tensors.get(f"blk.{i}.ssm_conv1d.weight")
+        n, width, inner = self.number("ssm.group_count"), self.number("ssm.state_size"), self.number("ssm.inner_size")
+        if out is None or conv is None or n < 1 or inner % n or conv.ne[1] != 2 * n * width + inner:
+            return
+        name, kept = rf"^blk\.{i}\.", conv.ne[0] - 1
+        of = {"units": n, "granularity": self.heads_at_once(inner // n, out.dtype.block_size)}
+        yield rule(rf"{name}(attn_qkv|ssm_conv1d)\.weight$", f"S1[{n * width}x2,{inner}]", **of)
+        yield rule(rf"{name}(attn_gate|ssm_ba|ssm_beta|ssm_alpha)\.weight$", "S1", **of)
+        yield rule(rf"{name}(ssm_out\.weight|ssm_dt\.bias|ssm_a)$", "S0", **of)
+        yield rule(rf"^cache_r_l{i}$", f"S0[{n * width * kept}x2,{inner * kept}]", **of)
+        yield rule(rf"^cache_s_l{i}$", "S0", **of)
 
     def latent(self, i: int) -> Iterator[Rule]:
         """All heads read one latent cache: heads are split, the cache and what makes it are whole."""

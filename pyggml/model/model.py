@@ -15,7 +15,7 @@ from .._arguments import text
 from .._ffi import ffi, lib
 from .._handle import Handle
 from ..dtype import DTYPES_BY_ID, DTypeLike
-from ..errors import ArgumentError, BusyError, UnsupportedError
+from ..errors import ArgumentError, BusyError, SplitError, UnsupportedError
 from ..gguf_check import check_gguf
 from ..gguf_info import GGUFInfo
 from ..meta import MetaDevice, as_rule
@@ -67,7 +67,8 @@ class Model(Handle):
         ModelNotFoundError, FileFormatError: there is no such file, or it is corrupt (llama.cpp never sees it then).
         ModelError: llama.cpp refused it; its reasons are in the message.
         ArgumentError: rules that match nothing, or outside of tensor mode.
-        SplitError: a rule is illegal. OutOfMemoryError: a device has not enough memory.
+        SplitError: rules are illegal: all violations at once, each with the tensor, the reason and legal shares, before a
+            weight is read. OutOfMemoryError: a device has not enough memory.
     """
 
     def __init__(
@@ -135,9 +136,15 @@ class Model(Handle):
         options.check(len(devices))
         self.path = Path(path)
         self.info: GGUFInfo = check_gguf(path)
-        check_rules(self.info, options, given, len(devices))
-        every = check_arch(self.info, options, given)
-        check_cache(self.info, options.context)
+        try:
+            check_rules(self.info, options, given, len(devices))
+            every = check_arch(self.info, options, given)
+            check_cache(self.info, options.context)
+        except SplitError:
+            check_model(path, devices, rules=given, options=options).raise_if_illegal()
+            raise
+        if given:  # all that is wrong with them at once, before a weight is read
+            check_model(path, devices, rules=given, options=options).raise_if_illegal()
         self.devices, self.rules, self.options = devices, given, options
         if probe:
             probe_load(self.path, options)

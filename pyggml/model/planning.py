@@ -13,12 +13,13 @@ from .._arguments import whole
 from .._ffi import ffi, lib
 from .._units import binary
 from ..device import Device
-from ..errors import ArgumentError, OutOfMemoryError, UnsupportedError
+from ..errors import ArgumentError, OutOfMemoryError, SplitError, UnsupportedError
 from ..gguf_check import check_gguf
 from ..gguf_info import GGUFInfo
 from ..meta import as_rule, communicator_of, twins
 from ..plan import SplitPlan
 from ..split import Decision, Rule
+from .checking import check_model
 from .loading import LoadedModel, whole_file
 from .native_context import NativeContext
 from .options import MAX_TOKENS, Devices, ModelOptions, check_arch, check_cache, check_rules, devices_of
@@ -53,6 +54,7 @@ def plan_model(
 
     Raises:
         ArgumentError: more tokens than the context holds, or a rule that matches nothing.
+        SplitError: rules are illegal: all violations at once, or llama.cpp's own are, for this model.
         UnsupportedError: layer mode, which has no meta device.
         OutOfMemoryError: it would not fit. The message has what every device needs and has; its ``plan`` is the plan.
     """
@@ -73,15 +75,19 @@ def plan_model(
     options = replace(options, n_batch=max(options.n_batch, n_tokens))
     info = check_gguf(path, whole=False)
     yours = (*(as_rule(r) for r in rules), *own)
-    check_rules(info, options, yours, len(devices))
-    every = check_arch(info, options, yours)
-    check_cache(info, options.context)
 
     def planned() -> SplitPlan:
         return _plan(info, devices, every, len(yours), options, n_tokens, n_past, all_logits)
 
     try:
+        check_rules(info, options, yours, len(devices))
+        every = check_arch(info, options, yours)
+        check_cache(info, options.context)
         return planned()
+    except SplitError:
+        if yours:  # all that is wrong with them, not only what came first
+            check_model(path, devices, rules=yours, options=options, n_tokens=n_tokens, n_past=n_past).raise_if_illegal()
+        raise
     except OutOfMemoryError as error:
         with _unlimited():
             plan = planned()

@@ -19,6 +19,7 @@ CASES = [(name, moe) for name in ARCH_RULES for moe in ZOO[name].variants]
 TOLERANCE = 1e-11
 # Everything but the output is whole on every device; their own file may have no output matrix at all.
 NOT_SPLIT = {"mamba", "mamba2", "bitnet"}
+UNEVEN = {"stablelm", "talkie", "qwen3next"}  # llama.cpp's own rules work where heads come out even
 UPSTREAM_REFUSES = {name for name in ZOO if not lib.pgg_llama_arch_supports_tensor_split(name.encode())}
 
 
@@ -54,7 +55,22 @@ def test_without_the_rules_it_does_not_work(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("pyggml.model.options.arch_rules", lambda info: ())
     for name in ARCH_RULES:
         if name not in UPSTREAM_REFUSES and name != "hrm_text":  # hrm_text: llama.cpp mirrors it
-            assert verify_arch(name, tmp_path, moe=None).error, name
+            uneven = {"shares": (1, 1, 1), "made_for": (1, 1)} if name in UNEVEN else {}
+            assert verify_arch(name, tmp_path, moe=None, **uneven).error, name
+    for name in ("plamo3", "falcon", "llama-embed"):  # the head cannot be told from its dimensions
+        assert verify_arch(name, tmp_path, sizes={"n_head_kv": 1}).error, name
+
+
+def test_one_kv_head_is_on_every_device(tmp_path: Path) -> None:
+    """Query heads are split over all devices where llama.cpp would put them all on one; fused matrices are whole."""
+    for name, axis in (("llama", 1), ("gemma", 1), ("falcon", "M")):
+        found = verify_arch(name, tmp_path, sizes={"n_head_kv": 1}, shares=(3, 1))
+        assert not found.error and found.nmse <= TOLERANCE
+        assert not [t for t in found.missed if "attn" in t]
+        model = tiny_gguf(tmp_path / "m.gguf", name, n_head_kv=1, shares=((3, 1),))
+        with gg.Model(model, "vcpu:2", split_mode="tensor", tensor_split=(3, 1)) as m:
+            q = m.weight_splits()["blk.0.attn_qkv.weight" if name == "falcon" else "blk.0.attn_q.weight"]
+            assert q.axis == axis and (axis == "M" or q.counts[0] == 3 * q.counts[1])
 
 
 @pytest.mark.parametrize("name", NO_RULES)

@@ -113,12 +113,22 @@ def test_a_cache_that_llama_cpp_has_no_rule_for(tmp_path: Path, monkeypatch: pyt
     assert caught.value.node == "cache_r_l0" and "cache_r_l0=M" in str(caught.value.repair)
 
 
-def test_all_rules_that_do_not_fit_are_named_at_once(tiny: TinyModel) -> None:
-    rules = [("ffn_up", "S1 1:2:3"), ("attn_q", "S2"), gg.rule("attn_k", "S1", units=5), ("ffn_down", "S0[100] 1:1")]
+def test_all_rules_that_do_not_fit_are_named_at_once(tiny: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a tensor cannot have and what only the graph shows, in one message, before llama.cpp loads the model."""
+    rules = [("ffn_up", "S1 1:2:3"), ("attn_q", "S2"), gg.rule("attn_k", "S1", units=5), ("ffn_down", "S0[100] 1:1"), ("attn_output", "M")]
+    monkeypatch.setattr("pyggml.model.model.LoadedModel", lambda *_: pytest.fail("it was loaded"))
     with pytest.raises(gg.SplitError) as caught:
         gg.Model(tiny, "vcpu:2", split_mode="tensor", rules=rules)
-    said = str(caught.value)
+    found = {v.node: str(v) for v in caught.value.violations}
     for layer in range(tiny.n_layer):
         for name, words in (("ffn_up", "3 shares for 2 devices"), ("attn_q", "axis 2 has one element"), ("attn_k", "5 equal units"), ("ffn_down", "add up to 100")):
-            (line,) = [x for x in said.splitlines() if f"blk.{layer}.{name}.weight" in x]
-            assert words in line and "legal repair" in line
+            assert words in found[f"blk.{layer}.{name}.weight"] and "legal repair" in found[f"blk.{layer}.{name}.weight"]
+    with pytest.raises(gg.SplitError) as caught:
+        gg.Model(tiny, "vcpu:2", split_mode="tensor", tensor_split=(3, 1), rules=[("ffn_down", "M"), ("attn_q.weight", "S1 1:3")])
+    said = str(caught.value)
+    assert {v.op for v in caught.value.violations} == {"FLASH_ATTN_EXT", "MUL_MAT"} and len(caught.value.violations) == 2 * tiny.n_layer
+    for words in ("attn_q.weight as S1 192:64 (tried)", "ffn_down.weight as S0 384:128 (tried)", "your rule 1, 'ffn_down': M", "your rule 2"):
+        assert words in said, said
+    with pytest.raises(gg.SplitError) as planned:
+        gg.plan_model(tiny, "vcpu:2", rules=[("ffn_down", "M"), ("attn_q.weight", "S1 1:3")], options=gg.ModelOptions("tensor", (3.0, 1.0)))
+    assert len(planned.value.violations) == 2 * tiny.n_layer
