@@ -72,7 +72,7 @@ def _fill(taken: Trace, number: int, totals: Any, events: Any, sync: bool, began
         places[address] = -1  # a meta device is the host's way to its devices
         if device.type != "meta":
             single.append((device.type == "cpu", len(name), name, device.backend, address))
-    devices = []
+    devices: list[TraceDevice] = []
     for _, _, name, backend, address in sorted(single):  # CUDA2 before CUDA10, and the CPU last
         places[address] = len(devices)
         devices.append(TraceDevice(name, backend))
