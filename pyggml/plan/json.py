@@ -13,6 +13,7 @@ from typing import Any
 from ..errors import FileFormatError
 from ..split import Decision, Rule, Segment, SplitState
 from .plan import OLD_SCHEMA, SCHEMA, SplitPlan
+from .stored import check_values
 from .values import (
     VIEW_OPS,
     AllReduce,
@@ -616,7 +617,12 @@ def from_json(text: str | bytes) -> SplitPlan:
         host = d["host"]
     except _DAMAGE as error:
         raise _damaged(what, where, error) from None
-    return SplitPlan(devices, tuple(nodes), tuple(leafs), subgraphs, tuple(allreduces), memory, host, rules)
+    plan = SplitPlan(devices, tuple(nodes), tuple(leafs), subgraphs, tuple(allreduces), memory, host, rules)
+    try:
+        check_values(plan)
+    except ValueError as error:
+        raise FileFormatError(f"{what}: {error}") from None
+    return plan
 
 
 def _read_allreduce(r: Mapping[str, Any], nodes: list[PlanNode], cache: _Cache, old: bool) -> AllReduce:
