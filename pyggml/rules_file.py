@@ -12,6 +12,11 @@ A file has a list of rules, the first that matches decides::
     units = 12          # heads, which are not cut
     granularity = 2     # of them at once
 
+    [[rule]]
+    pattern = 'ffn_'
+    layers = "0-15"     # only in these
+    split = "M"
+
 JSON is the same: ``{"schema": "pyggml.rules/1", "rule": [{"pattern": ..., "split": ...}]}``. Explicit split states are written as
 ``{"axis": 1, "segments": [{"ne": [192, 64], "nr": 1}]}``.
 """
@@ -32,7 +37,7 @@ from .split import Rule, Segment, Split, SplitState, rule
 __all__ = ["load_rules", "rules_from_json", "rules_to_json", "rules_to_toml", "save_rules"]
 
 SCHEMA = "pyggml.rules/1"
-_KEYS = ("pattern", "split", "granularity", "units")
+_KEYS = ("pattern", "split", "granularity", "units", "layers")
 
 
 def _as_dict(one: Rule) -> dict[str, Any]:
@@ -98,7 +103,7 @@ def _from_dict(d: Any, where: str) -> Rule:
         for key, value in (("granularity", granularity), ("units", units)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
                 raise ArgumentError(f"{key} = {value!r}: expected a whole number")
-        return rule(str(d["pattern"]), split, granularity=granularity, units=units)
+        return rule(d["pattern"], split, granularity=granularity, units=units, layers=d.get("layers"))
     except Error as error:
         raise FileFormatError(f"{where}: {error}") from None
     except (KeyError, TypeError, ValueError, AttributeError) as error:

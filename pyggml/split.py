@@ -15,6 +15,7 @@ tables, errors and JSON:
 from __future__ import annotations
 
 import math
+import operator
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ from .errors import ArgumentError, SplitError
 __all__ = ["Decision", "Rule", "Segment", "Split", "SplitState", "TensorInfo", "resolve", "rule"]
 
 MAX_SEGMENTS = 16
+_MAX_LAYERS = 10_000
 _SPEC = re.compile(r"S(?P<axis>[0-3])\s*(?:\[(?P<segments>[^\]]*)\])?\s*(?P<shares>[\d.]+(?:\s*:\s*[\d.]+)*)?")
 
 
@@ -148,7 +150,14 @@ class Rule:
         return f"{self.pattern!r}: {self.split if not callable(self.split) else 'a function'}"
 
 
-def rule(pattern: str, split: str | Split | SplitState | RuleFunction, *, granularity: int = 1, units: int | None = None) -> Rule:
+def rule(
+    pattern: str,
+    split: str | Split | SplitState | RuleFunction,
+    *,
+    granularity: int = 1,
+    units: int | None = None,
+    layers: str | int | Iterable[int] | None = None,
+) -> Rule:
     """A rule for a `MetaDevice`. The first rule whose pattern is found in a tensor's name decides.
 
     Args:
@@ -157,10 +166,14 @@ def rule(pattern: str, split: str | Split | SplitState | RuleFunction, *, granul
             of them (None: leave it to the next rule).
         granularity: shares are multiples of it.
         units: the axis consists of so many equal units, such as heads, that are not cut; ``granularity`` counts units then.
+        layers: only in these layers of a model (``blk.N.``, caches ``_lN``): numbers, a range, or words such as ``"0-15,31"``.
+            It becomes a part of the pattern.
 
     Raises:
         ArgumentError: the pattern or the notation is not valid.
     """
+    if not isinstance(pattern, str):
+        raise ArgumentError(f"rule({pattern!r}): the pattern is a regular expression, as a str")
     try:
         re.compile(pattern)
     except re.error as error:
@@ -171,7 +184,26 @@ def rule(pattern: str, split: str | Split | SplitState | RuleFunction, *, granul
         raise ArgumentError(f"rule({pattern!r}, granularity={granularity}): at least 1")
     if units is not None and units < 1:
         raise ArgumentError(f"rule({pattern!r}, units={units}): at least 1")
+    if layers is not None:
+        numbers = "|".join(map(str, _layer_numbers(pattern, layers)))
+        pattern = rf"^(?=.*(blk\.|_l)({numbers})(\.|$)).*({pattern})"
     return Rule(pattern, Split.parse(split) if isinstance(split, str) else split, granularity, units)
+
+
+def _layer_numbers(pattern: str, given: Any) -> list[int]:
+    wrong = ArgumentError(f"rule({pattern!r}, layers={given!r:.80}): expected numbers of layers: 3, range(0, 16), [0, 5], or '0-15,31'")
+    if isinstance(given, str):
+        parts = [re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", word.strip()) for word in given.split(",")]
+        if not all(parts):
+            raise wrong
+        given = [n for p in parts if p for n in range(int(p[1]), int(p[2] or p[1]) + 1)]
+    try:
+        numbers = sorted({operator.index(n) for n in (given if isinstance(given, Iterable) else (given,))})
+    except TypeError:
+        raise wrong from None
+    if not numbers or numbers[0] < 0 or len(numbers) > _MAX_LAYERS:
+        raise wrong
+    return numbers
 
 
 @dataclass(frozen=True, slots=True)

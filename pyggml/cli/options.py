@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +67,7 @@ class FlashType(_ParamType):
 
 
 class RuleType(_ParamType):
-    name = "PATTERN=SPLIT|@FILE"
+    name = "[LAYERS:]PATTERN=SPLIT|@FILE"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Rule, ...]:
         from ..errors import ArgumentError
@@ -81,8 +82,11 @@ class RuleType(_ParamType):
         pattern, equals, split = str(value).rpartition("=")
         if not equals:
             self.fail(f"{value!r}: a rule is PATTERN=SPLIT, such as 'ffn_up=S1 3:1'", param, ctx)
+        layers, colon, rest = pattern.partition(":")
+        if not (colon and re.fullmatch(r"[\d,-]+", layers)):
+            layers, rest = "", pattern
         try:
-            return (rule(pattern, split),)
+            return (rule(rest, split, layers=layers or None),)
         except ArgumentError as error:
             self.fail(str(error), param, ctx)
 
@@ -166,7 +170,7 @@ def loading_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("-fa", "--flash-attn", type=FlashType(), default="auto", show_default=True, help="Flash attention; tensor mode needs it."),
         click.option("-t", "--threads", type=click.IntRange(1, 512), default=None, help="Threads of the CPU device. Default: all cores."),
         click.option("--rule", "rules", type=RuleType(), multiple=True, callback=all_rules,
-                     help="A split of your own for weights whose name matches, in front of llama.cpp's rules, KV caches included: --rule 'ffn=M', or --rule 'ffn_(up|gate)=S1 3:1' --rule 'ffn_down=S0 3:1', or --rule attn=M --rule cache=M; --rule @FILE: those of a JSON or TOML file."),
+                     help="A split of your own for weights whose name matches, in front of llama.cpp's rules, KV caches included: --rule 'ffn=M', or --rule 'ffn_(up|gate)=S1 3:1' --rule 'ffn_down=S0 3:1', or --rule attn=M --rule cache=M; --rule 0-15:ffn=M: in these layers; --rule @FILE: those of a JSON or TOML file."),
     ]  # fmt: skip
     return _with(options, command)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 import pytest
 
+import pyggml as gg
 from pyggml.cli import cli, main
 from pyggml.testing import tiny_gguf
 
@@ -86,6 +87,9 @@ def test_rules_out_of_a_plan_and_back(tmp_path: Path) -> None:
     assert first.returncode == 0 and rules.exists()
     again = pyggml("plan", model, "-dev", "vcpu:2", "--rule", f"@{rules}", "--detail", "layers")
     assert again.stdout == first.stdout
+    layer = pyggml("plan", model, "-dev", "vcpu:2", "--rule", "1:ffn_=M", "--json", "-")
+    plan = gg.SplitPlan.from_json(layer.stdout)
+    assert len(plan.allreduces) == 3 and plan.achieved_shares("blk.0.ffn_down.weight") and not plan.achieved_shares("blk.1.ffn_down.weight")
     missing = pyggml("plan", model, "--rule", "@nothing.json")
     assert missing.returncode == 2 and "nothing.json" in missing.stderr
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -44,6 +45,32 @@ def test_llama_cpps_policy_as_data(tmp_path: Path, arch: str) -> None:
     assert len(gg.plan_model(model, "vcpu:2", rules=changed, options=options).allreduces) < len(plan.allreduces)
 
 
+@pytest.mark.parametrize("layers, found", [(1, {1}), ("1", {1}), (range(1, 3), {1, 2}), ([0, 3], {0, 3}), ("0,2-3", {0, 2, 3}), ("10-12", set())])
+def test_layers(tmp_path: Path, layers: object, found: set[int]) -> None:
+    """Only in these, caches as well; layer 1 is not layer 10."""
+    model = tiny_gguf(tmp_path / "m.gguf", n_layer=4, shares=((1, 1),))
+    rules = [gg.rule("ffn_", "M", layers=layers)]  # type: ignore[arg-type]
+    if not found:
+        with pytest.raises(gg.ArgumentError, match="no tensor"):
+            gg.plan_model(model, "vcpu:2", rules=rules)
+        return
+    gg.save_rules(tmp_path / "r.json", rules)
+    for given in (rules, gg.load_rules(tmp_path / "r.json")):
+        plan = gg.plan_model(model, "vcpu:2", rules=given)
+        whole = {leaf.name for leaf in plan.leafs if leaf.kind == "weight" and leaf.split is not None and leaf.split.axis == "M" and "ffn_down" in leaf.name}
+        assert whole == {f"blk.{i}.ffn_down.weight" for i in found}
+    one = gg.rule("^cache_k", "M", layers=1)
+    assert [n for n in ("cache_k_l1", "cache_k_l10", "cache_k_l11", "cache_v_l1", "blk.1.attn_k") if re.search(one.pattern, n)] == ["cache_k_l1"]
+    rule = gg.rule("ffn|attn$", "M", layers=1)
+    assert [n for n in ("blk.1.ffn_up", "blk.10.ffn_up", "blk.1.attn", "blk.0.attn", "blk.1.attn_q") if re.search(rule.pattern, n)] == ["blk.1.ffn_up", "blk.1.attn"]
+
+
+@pytest.mark.parametrize("layers", ["", "x", "3-1", "1-", -1, [], [-1], 1.5, [None], "1;2", range(20000)])
+def test_layers_that_are_none(layers: object) -> None:
+    with pytest.raises(gg.ArgumentError, match="numbers of layers"):
+        gg.rule("ffn", "M", layers=layers)  # type: ignore[arg-type]
+
+
 def test_functions_cannot_be_saved() -> None:
     with pytest.raises(gg.ArgumentError, match="'w' is a function"):
         gg.rules_to_json([gg.rule("w", lambda t: "M")])
@@ -57,6 +84,7 @@ def test_functions_cannot_be_saved() -> None:
         ('{"rule": [{"pattern": "a", "split": "S9"}]}', "S9"), ('{"rule": [{"pattern": "(", "split": "M"}]}', "regular expression"),
         ('{"rule": [{"pattern": "a", "split": "M", "shares": 1}]}', "no 'shares'"), ('{"rule": [{"pattern": "a", "split": 3}]}', "split = 3"),
         ('{"rule": [{"pattern": "a", "split": {"axis": 1}}]}', "no split state"), ('{"rule": [{"pattern": "a", "split": {"axis": 7, "segments": []}}]}', "axes are"),
+        ('{"rule": [{"pattern": "a", "split": "M", "layers": "x"}]}', "numbers of layers"), ('{"rule": [{"pattern": 5, "split": "M"}]}', "regular expression"),
         ('{"rule": [{"pattern": "a", "split": "M", "units": "x"}]}', "units = 'x'"), ('{"rule": [{"pattern": "a", "split": "M", "granularity": 0}]}', "at least 1"),
     ],
 )  # fmt: skip
