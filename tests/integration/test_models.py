@@ -290,3 +290,26 @@ def test_rule_that_does_not_fit_its_partner(tiny: Make) -> None:
     tokens = tokens_of(tiny_model, 5)
     with split_model(tiny_model, "2") as model:
         assert gg.nmse(model.logits(tokens), one_device(tiny_model, tokens)) <= TOLERANCE
+
+
+@pytest.mark.parametrize("dtype, finer", [("f32", (246, 82)), ("q8_0", (256, 64))])
+def test_the_loss_by_granularity_is_visible_and_avoidable(tiny: Make, reference: Any, dtype: str, finer: tuple[int, int]) -> None:
+    """llama.cpp splits FFNs by 128 columns; rules split them by single ones, or by the blocks of a format."""
+    tiny_model = tiny("llama", n_ff=sum(finer), dtype=dtype)
+    tokens = tokens_of(tiny_model, 17)
+    limit = TOLERANCE if dtype == "f32" else QUANTIZED[dtype]
+    names = {f"blk.{i}.ffn_{part}.weight" for i in range(tiny_model.n_layer) for part in ("up", "gate", "down")}
+    with gg.Model(tiny_model, "vcpu:2", split_mode="tensor", tensor_split=(3, 1), **F32) as model:
+        plan = model.plan(17)
+        lost = {leaf.name: leaf for leaf in plan.missed_shares()}
+        assert set(lost) == names and plan["blk.0.ffn_down.weight"].split.counts == (128, sum(finer) - 128)
+        assert lost["blk.0.ffn_down.weight"].asked == (0.75, 0.25)
+        assert gg.nmse(model.logits(tokens), reference(tiny_model, tokens)) <= limit
+    unit = 1 if dtype == "f32" else 32
+    rules = [gg.rule("ffn_(up|gate)", "S1", granularity=unit), gg.rule("ffn_down", "S0")]
+    with gg.Model(tiny_model, "vcpu:2", split_mode="tensor", tensor_split=(3, 1), rules=rules, **F32) as model:
+        plan = model.plan(17)
+        assert plan["blk.0.ffn_down.weight"].split.counts == finer
+        assert {leaf.name for leaf in plan.missed_shares()} == (set() if dtype == "f32" else names)  # as near as whole blocks come
+        assert {d.achieved_shares for d in model.decisions.values()} == {tuple(n / sum(finer) for n in finer)}
+        assert gg.nmse(model.logits(tokens), reference(tiny_model, tokens)) <= limit
