@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 __all__ = ["updating", "written"]
 
 _OPTION = "--pyggml-update"
+_WRITTEN = "pyggml_written"  # a property of reports: those of pytest-xdist's processes come to the one that sums up
 
-# runs within runs (pytester) have a configuration each
+# runs within runs (pytester) have a configuration each; with the files that the test at work has written
 _runs: list[tuple[pytest.Config, list[str]]] = []
 
 
@@ -65,6 +66,9 @@ def pytest_assertrepr_compare(config: pytest.Config, op: str, left: object, righ
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
     """``assert comparison.ok``: what the comparison says, below the traceback."""
     outcome: Any = yield
+    if _runs and _runs[-1][1]:
+        outcome.get_result().user_properties.extend((_WRITTEN, file) for file in _runs[-1][1])
+        _runs[-1][1].clear()
     if call.excinfo is None or not ("pyggml.comparison" in sys.modules or "pyggml.plan.diff" in sys.modules):
         return
     report = outcome.get_result()
@@ -76,10 +80,11 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         report.sections.append(("pyggml", f"no explanation: {error!r}"))
 
 
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+def pytest_terminal_summary(terminalreporter: Any) -> None:
     """The files that were written."""
-    files = next((files for of, files in _runs if of is config), [])
+    reports = (report for reports in terminalreporter.stats.values() for report in reports)
+    files = [value for report in reports for name, value in getattr(report, "user_properties", ()) if name == _WRITTEN]
     if files:
         terminalreporter.section("pyggml")
-        for file in files:
+        for file in dict.fromkeys(files):
             terminalreporter.write_line(f"written: {file}")
