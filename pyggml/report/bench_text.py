@@ -11,6 +11,8 @@ from typing import Any
 
 from .._units import binary
 from ..benchmark import BenchReport, BenchResult, threads_of
+from ..device import cpu
+from ..model.options import FLASH
 
 __all__ = ["to_csv", "to_json", "to_jsonl", "to_markdown"]
 
@@ -20,9 +22,12 @@ def _record(r: BenchResult, report: BenchReport) -> dict[str, Any]:
     from .._info import build_info
 
     o = r.setup.options
-    return {
+    # llama-bench's, all of them and in its order; where it has a choice that is none here, what is done
+    theirs = {
         "build_commit": build_info().upstream_commit,
-        "pyggml_version": __version__,
+        "build_number": 0,
+        "cpu_info": cpu().description,
+        "gpu_info": ", ".join(d.description for d in r.setup.used),
         "backends": _backends(r),
         "model_filename": str(r.setup.path),
         "model_type": r.model_type,
@@ -31,13 +36,28 @@ def _record(r: BenchResult, report: BenchReport) -> dict[str, Any]:
         "n_batch": o.n_batch,
         "n_ubatch": o.n_batch,
         "n_threads": threads_of(r.setup),
+        "cpu_mask": "0x0",
+        "cpu_strict": False,
+        "poll": 50,
         "type_k": o.type_k,
         "type_v": o.type_v,
+        "n_gpu_layers": 999 if r.setup.used else 0,
+        "n_cpu_moe": 0,
         "split_mode": o.split_mode,
-        "flash_attn": o.flash_attn,
+        "main_gpu": 0,
+        "no_kv_offload": False,
+        "flash_attn": FLASH[o.flash_attn],
         "devices": "/".join(_devices(r)),
-        "tensor_split": "/".join(f"{s:.2f}" for s in o.tensor_split or ()),
-        "rules": "; ".join(map(str, r.setup.rules)),
+        "tensor_split": "/".join(f"{s:.2f}" for s in o.tensor_split or ()) or "0.00",
+        "tensor_buft_overrides": "none",
+        "load_mode": "mmap",
+        "lazy_mode": "auto",
+        "embeddings": False,
+        "no_op_offload": 0,
+        "no_host": False,
+        "repack": False,
+        "fit_target": 0,
+        "fit_min_ctx": 0,
         "n_prompt": r.test.n_prompt,
         "n_gen": r.test.n_gen,
         "n_depth": r.test.depth,
@@ -46,15 +66,18 @@ def _record(r: BenchResult, report: BenchReport) -> dict[str, Any]:
         "stddev_ns": round(statistics.stdev(r.samples_ns)) if len(r.samples_ns) > 1 else 0,
         "avg_ts": r.avg_ts,
         "stddev_ts": r.stddev_ts,
+    }
+    ours = {
+        "pyggml_version": __version__,
+        "rules": "; ".join(map(str, r.setup.rules)),
         "speedup": r.speedup,
         "speedup_against": r.baseline,
         "allreduce": r.reduction.name,
         "allreduce_certain": r.reduction.certain,
         "allreduces_per_token": r.reduction.times,
         "interleaved": report.interleaved,
-        "samples_ns": list(r.samples_ns),
-        "samples_ts": list(r.samples_ts),
     }
+    return theirs | ours | {"samples_ns": list(r.samples_ns), "samples_ts": list(r.samples_ts)}
 
 
 def _devices(r: BenchResult) -> list[str]:

@@ -63,7 +63,7 @@ def test_every_combination_is_measured_and_formats_tell_the_same(tiny: Make) -> 
         "-d", "0,5", "-b", "4,8", "-r", "2", "--no-warmup",
     ]  # fmt: skip
     rows = json.loads(bench(*what, "-o", "json").stdout)
-    setups = [("VCPU0/VCPU1", ts) for ts in ("3.00/1.00", "1.00/1.00")] + [("VCPU0/VCPU1/VCPU2", "")]
+    setups = [("VCPU0/VCPU1", ts) for ts in ("3.00/1.00", "1.00/1.00")] + [("VCPU0/VCPU1/VCPU2", "0.00")]
     tests = [(8, 0), (16, 0), (0, 2), (4, 2)]
     keys = [(r["devices"], r["tensor_split"], r["split_mode"], r["n_batch"], r["n_depth"], (r["n_prompt"], r["n_gen"])) for r in rows]
     assert sorted(keys) == sorted((dev, ts, sm, b, d, t) for dev, ts in setups for sm in ("layer", "tensor") for b in (4, 8) for d in (0, 5) for t in tests)
@@ -75,11 +75,25 @@ def test_every_combination_is_measured_and_formats_tell_the_same(tiny: Make) -> 
         base = first[r["n_prompt"], r["n_gen"], r["n_depth"]]
         assert r["speedup"] == pytest.approx(r["avg_ts"] / base["avg_ts"]) and r["speedup_against"] == "VCPU0,VCPU1 layer 3:1"
         assert r["allreduce"] == ("shared memory" if r["split_mode"] == "tensor" else "none") and r["interleaved"]
+        assert (r["flash_attn"], r["n_gpu_layers"], r["load_mode"], r["build_number"]) == (-1, 999, "mmap", 0)
     few = [tiny("llama"), *QUICK]
     table = list(csv.DictReader(io.StringIO(bench(*few, "-o", "csv").stdout)))
     assert len(table) == 6 and set(table[0]) == set(rows[0]) - {"samples_ns", "samples_ts"}
     lines = [json.loads(line) for line in bench(*few, "-o", "jsonl").stdout.splitlines()]
     assert len(lines) == 6 and set(lines[0]) == set(rows[0])
+
+
+def test_all_columns_of_llama_bench_are_there_in_its_order(tiny: Make) -> None:
+    source = Path(__file__).parents[2] / "vendor/llama.cpp/tools/llama-bench/llama-bench.cpp"
+    if not source.exists():
+        pytest.skip("no source of llama-bench beside the tests")
+    body = re.search(r"get_fields\(\) \{.*?\{(.*?)\};", source.read_text(), re.DOTALL)
+    assert body is not None
+    theirs = re.findall(r'"(\w+)"', body[1])
+    assert len(theirs) > 35
+    (row,) = json.loads(bench(tiny("llama"), "-dev", "vcpu:1", "-p", 4, "-n", 0, "-r", 1, "-o", "json").stdout)
+    assert list(row)[: len(theirs)] == theirs
+    assert {"speedup", "allreduce", "samples_ns", "samples_ts"} <= set(row)
 
 
 def test_what_is_fed_and_in_which_order(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
