@@ -67,7 +67,7 @@ def python_turn(case: Case) -> dict[str, list[float]]:
         case.path, case.devices, split_mode=case.mode, n_ctx=case.tokens, threads=case.threads, flash_attn="on"
     ) as model:
         context = model.default_context
-        tokens = np.random.default_rng(0).integers(0, model.n_vocab, (case.tokens, 1))
+        tokens = np.random.default_rng(0).integers(0, model.n_vocab, (case.tokens, 1)).tolist()
 
         def decode() -> None:
             for token in tokens:

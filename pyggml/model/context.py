@@ -64,6 +64,7 @@ class Context(Handle):
         self._native = NativeContext(loaded, options)
         ptr = loaded.ptr
         self._waits_for_encoder = bool(lib.llama_model_has_encoder(ptr) and lib.llama_model_has_decoder(ptr))
+        self._n_seq_max, self._n_ctx_seq = options.n_seq_max, options.n_ctx // options.n_stream
         self._makes_logits = loaded.info.arch not in ENCODERS and not options.embeddings
         self._simulated = any(device.is_simulated for device in loaded.devices)
         self._own(NativeContext.free, self._native)
@@ -83,7 +84,7 @@ class Context(Handle):
     @property
     def n_ctx_seq(self) -> int:
         """Tokens that one sequence can have."""
-        return self.options.n_ctx // self.options.n_stream
+        return self._n_ctx_seq
 
     @property
     def decoder_start(self) -> int | None:
@@ -129,17 +130,15 @@ class Context(Handle):
             IndexRangeError: a token is not in the vocabulary, or there is no such sequence.
             ArgumentError: they do not fit into the context, or positions leave a gap.
         """
+        if observer is None and pos is None and not from_empty and logits in ("last", "all") and (token := single_token(tokens)) >= 0:
+            with self._changing(poisons=False):
+                if self._step(token, seq):
+                    return self._logits_of_one()
         self._check_open()
-        token = -1 if observer is not None or from_empty or pos is not None or logits not in ("last", "all") else single_token(tokens)
-        batch = None if token >= 0 else _batch_of(tokens, seq, pos, logits)
+        batch = _batch_of(tokens, seq, pos, logits)
         self._need_logits()
         self._refuse_simulated("no logits were computed")
         with span("decode"), self._changing(poisons=False):
-            if batch is None:
-                if self._lay_out_one(token, seq):
-                    self._compute()
-                    return self._logits_of_one()
-                batch = _batch_of(tokens, seq, pos, logits)
             ids, at, seqs, wanted = self._laid_out(batch, from_empty)
             watch = self._native.observe(observer) if observer is not None else contextlib.nullcontext()
             out = np.empty((int(wanted.sum()), self._n_vocab), np.float32)
@@ -162,9 +161,6 @@ class Context(Handle):
         Raises:
             Like `decode`.
         """
-        self._check_open()
-        self._need_logits()
-        self._refuse_simulated("nothing was computed")
         self._feed(tokens, seq)
 
     def _compute(self, *, encode: bool = False) -> None:
@@ -180,16 +176,21 @@ class Context(Handle):
                 raise error
 
     # One token of one sequence is what every step of a generation decodes. Between two tokens the processor's caches are full
-    # of weights, and what Python does there costs five times as much as it seems to, or more: so it does little.
+    # of weights, and what Python does there takes several times as long as it does in a test of its own: so it does little.
 
-    def _lay_out_one(self, token: int, seq: int | Sequence[int]) -> bool:
-        """Puts a token behind a sequence into the batch. False: that is not possible; `_laid_out` says why."""
-        if type(seq) is not int or not 0 <= seq < self.options.n_seq_max or not 0 <= token < self._n_vocab:
+    def _step(self, token: int, seq: int | Sequence[int]) -> bool:
+        """Decodes a token behind a sequence. False: that is not possible, or not simple; `_laid_out` and others say why."""
+        if type(seq) is not int or not 0 <= seq < self._n_seq_max or not 0 <= token < self._n_vocab:
             return False
-        pos = self._native.end(seq)
-        if pos >= self.n_ctx_seq:
+        if not self._makes_logits or self._waits_for_encoder or self._simulated:
             return False
-        self._native.set_one(token, pos, seq)
+        native = self._native
+        pos = native.end(seq)
+        if pos >= self._n_ctx_seq:
+            return False
+        native.set_one(token, pos, seq)
+        with span("decode"):
+            self._compute()
         return True
 
     def _logits_of_one(self) -> npt.NDArray[np.float32]:
@@ -338,14 +339,15 @@ class Context(Handle):
 
     def _feed(self, tokens: Tokens | Batch, seq: int | Sequence[int]) -> None:
         """Decodes without looking at logits, which stay in llama.cpp for the sampler."""
-        token = single_token(tokens)
-        batch = None if token >= 0 else _batch_of(tokens, seq)
-        with span("decode"), self._changing(poisons=False):
-            if batch is None:
-                if self._lay_out_one(token, seq):
-                    self._compute()
+        if (token := single_token(tokens)) >= 0:
+            with self._changing(poisons=False):
+                if self._step(token, seq):
                     return
-                batch = _batch_of(tokens, seq)
+        self._check_open()
+        self._need_logits()
+        self._refuse_simulated("nothing was computed")
+        batch = _batch_of(tokens, seq)
+        with span("decode"), self._changing(poisons=False):
             ids, at, seqs, wanted = self._laid_out(batch, False)
             for first in range(0, len(ids), self._native.n_batch):
                 part = slice(first, first + self._native.n_batch)

@@ -73,6 +73,7 @@ class NativeContext:
             if self._ptr == ffi.NULL:  # inside: the next call has other reasons
                 raise failure(f"llama.cpp cannot make a context for {self.loaded.path}")
         self._memory = lib.llama_get_memory(self._ptr)
+        self._keeps = self._memory != ffi.NULL
         if n_threads > 1 and not self.loaded.devices:  # beside other devices the CPU only looks up embeddings, with one thread
             self._keep_threads(n_threads)
         self.batch[0] = lib.llama_batch_init(self.n_batch, 0, options.n_seq_max)
@@ -104,8 +105,8 @@ class NativeContext:
 
     def end(self, seq: int) -> int:
         """The position behind the last token of a sequence."""
-        memory = self.memory
-        return int(lib.llama_memory_seq_pos_max(memory, seq)) + 1 if memory != ffi.NULL else 0
+        _ = self.ptr
+        return int(lib.llama_memory_seq_pos_max(self._memory, seq)) + 1 if self._keeps else 0
 
     def set_one(self, token: int, pos: int, seq: int) -> None:
         """A batch of one token, with logits."""

@@ -94,7 +94,7 @@ def test_a_conversation_computes_what_the_whole_text_does(chatml: Path, tmp_path
 def test_only_what_is_new_is_computed(chatml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fed: list[int] = []
     real = gg.Context._feed
-    monkeypatch.setattr(gg.Context, "_feed", lambda self, batch: (fed.append(len(batch)), real(self, batch))[1])
+    monkeypatch.setattr(gg.Context, "_feed", lambda self, tokens, seq: (fed.append(len(tokens)), real(self, tokens, seq))[1])
     with gg.Model(chatml, n_ctx=1024) as model:
         chat = model.chat(system="x" * 300)
         list(chat.say("Hello", max_tokens=3))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -149,3 +151,63 @@ def test_a_loop_over_the_vocabulary_would_be_seen(models: tuple[gg.Model, gg.Mod
     few, many = (sum(steps(likeliest, model).values()) for model in models)
     assert many - few >= LARGE - SMALL
     assert np.argmax(models[0].logits([1])[0]) == likeliest(models[0])
+
+
+def threads() -> set[str]:
+    return set(os.listdir("/proc/self/task"))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
+def test_a_context_on_the_cpu_keeps_its_threads(tmp_path: Path) -> None:
+    path = tiny_gguf(tmp_path / "tiny.gguf", shares=((1, 1),))
+    before = threads()
+    with gg.Model(path, n_ctx=64, threads=3) as model:
+        own = threads() - before
+        assert len(own) == 2  # the third is the caller's
+        one = model.default_context.decode([1])
+        with model.context(threads=2) as other:
+            assert len(threads() - before) == 3
+            assert np.array_equal(other.decode([1]), one)
+        for token in range(4):
+            model.default_context.decode([token])
+            assert threads() - before == own
+    assert threads() <= before
+    with gg.Model(path, n_ctx=64, threads=1) as model:
+        assert threads() <= before
+        assert np.array_equal(model.default_context.decode([1]), one)
+
+
+@pytest.mark.parametrize("tokens", [[5], (5,), np.array([5]), np.array([5], np.uint8), [np.int64(5)]], ids=repr)
+def test_the_short_way_of_one_token_is_that_of_a_batch(models: tuple[gg.Model, gg.Model], tokens: Any) -> None:
+    context = models[0].default_context
+    context.clear()
+    context.feed([1, 2])
+    expected = context.decode(gg.Batch().add([5]))
+    context.seq_rm(0, 2)
+    found = context.decode(tokens)
+    assert found.shape == (1, SMALL) and found.dtype == np.float32
+    assert np.array_equal(found, expected)
+    again = context.decode(tokens)
+    assert not np.array_equal(found, again)  # another position; and what was returned stays as it was
+    assert np.array_equal(found, expected)
+    assert context.n_past() == 4
+
+
+@pytest.mark.parametrize("tokens", [[-1], [SMALL], [1 << 40], [1 << 80], [True], [1.0], [[1]], np.array([1.0]), np.array([True]), np.array([[1]]), np.array(1), "a", [None], []], ids=repr)
+@pytest.mark.parametrize("name", ["decode", "feed"])
+def test_what_is_no_token_is_refused_and_nothing_is_changed(models: tuple[gg.Model, gg.Model], name: str, tokens: Any) -> None:
+    context = models[0].default_context
+    context.clear()
+    context.feed([1])
+    with pytest.raises((gg.ArgumentError, gg.IndexRangeError)):
+        getattr(context, name)(tokens)
+    for seq in (1, -1, 1.0, None, "0", True):
+        with pytest.raises((gg.Error, TypeError)):
+            getattr(context, name)([1], seq)
+    assert context.n_past() == 1
+    context.clear()
+    for token in range(64):
+        context.feed([token])
+    with pytest.raises(gg.ArgumentError, match="1 tokens behind 64 do not fit into a context of 64"):
+        getattr(context, name)([1])
+    assert context.n_past() == 64
