@@ -330,10 +330,18 @@ void computing::begin(const ggml_cgraph * g) noexcept {
 }
 
 void computing::end() noexcept {
-    const task t = current();
+    task t = current();
     current() = outer;
     if (t.noted) {
         return;
+    }
+    if (t.graph == 0 && wants_sync(*to) && backend->iface.synchronize != nullptr) {
+        const mute quiet;
+        try {
+            backend->iface.synchronize(backend);
+            t.synced = true;
+        } catch (...) { // who waits next is told
+        }
     }
     e.end      = now();
     e.kind     = t.kind;

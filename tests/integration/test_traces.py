@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -394,3 +399,63 @@ def test_devices_that_tell_no_times(tmp_path: Path, sync: bool) -> None:
     for joined in seen.flows.values():
         assert [s["category"] for s in joined] == ["send", "copy"]
         assert len({s["track"] for s in joined}) == 2
+
+
+SERVER = """
+import sys
+import pyggml as gg
+gg.lib.ggml_backend_rpc_start_server(f"127.0.0.1:{sys.argv[1]}".encode(), gg.ffi.NULL, 1, 1, gg.ffi.new("ggml_backend_dev_t[]", [gg.cpu().ptr]))
+"""
+
+
+@pytest.fixture
+def servers() -> Iterator[list[gg.Device]]:
+    """The devices of two RPC servers on this machine."""
+    if not hasattr(gg.lib, "ggml_backend_rpc_start_server"):
+        pytest.skip("this build has no RPC")
+    started, devices = [], []
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    try:
+        for _ in range(2):
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                port = probe.getsockname()[1]
+            started.append(subprocess.Popen([sys.executable, "-c", SERVER, str(port)], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+            for _ in range(200):
+                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+                    break
+                time.sleep(0.1)
+            devices += gg.rpc(f"127.0.0.1:{port}")
+        yield devices
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+
+
+@pytest.mark.rpc
+def test_servers(servers: list[gg.Device], tmp_path: Path) -> None:
+    """RPC servers compute behind the host's back: their calls are known, or with sync their ends."""
+    with gg.MetaDevice(servers, RULES) as meta, weights_on(meta) as weights, graph_of(meta, weights) as graph:
+        expected = graph.run(x=X)["y"]
+        plan = graph.plan()
+        for sync, timing in ((False, "host side"), (True, "synchronized")):
+            with gg.trace(sync=sync) as trace:
+                np.testing.assert_array_equal(graph.run(x=X)["y"], expected)
+            computed = [e for e in trace.events if e.kind == "compute"]
+            assert Counter(e.device for e in computed) == {0: len(plan.subgraphs), 1: len(plan.subgraphs)}
+            assert {e.timing for e in trace.events if e.kind in ("compute", "step", "copy", "send")} == {timing}
+            assert {d.timing for d in trace.device_times()} == {timing}
+            assert all((d.wait is None) == (not sync) for d in trace.device_times())
+            assert trace.allreduces == len(plan.allreduces)
+            for j, name in enumerate(plan.devices):
+                (mine,) = (d for d in trace.device_times() if d.name == name)
+                assert mine.copy_bytes == mine.moved == sum((r.received or ())[j] for r in plan.allreduces)
+            check_hosts(trace)
+            perfetto(trace, tmp_path).check_tracks()
+    with weights_on(servers[0]) as weights, graph_of(servers[0], weights) as graph:
+        graph.run(x=X)
+        for sync, timing in ((False, "host side"), (True, "synchronized")):
+            with gg.trace(sync=sync) as trace:
+                graph.run(x=X)
+            assert [e.timing for e in trace.events if e.kind == "compute"] == [timing], "without a meta device, too"
