@@ -16,7 +16,7 @@ from pathlib import Path
 
 from _bench import LEFT_OUT, Row, markdown
 
-NAMES = ("import_time", "bindings_call", "graph_run", "transfer", "model_speed", "llama_bench", "plan_speed", "plan_value", "trace_cost")
+NAMES = ("import_time", "bindings_call", "graph_run", "transfer", "model_speed", "llama_bench", "plan_speed", "plan_value", "page_speed", "trace_cost")
 
 
 def main() -> int:

@@ -249,11 +249,13 @@ class Content:
         if x.split.axis == "M":
             return f"Mirrored: {_all_of(devices)} {'has' if isinstance(x, PlanLeaf) or x.is_view else 'computes'} all of it."
         if x.split.axis == "P":
-            idle = [devices[j] for j, s in enumerate(x.slices) if not s.compute]
-            rest = f" {_and(idle)} {'has' if len(idle) == 1 else 'have'} no share: {'its summand counts' if len(idle) == 1 else 'their summands count'} as zero."
-            return "Partial: every device has a summand of the whole tensor, and an all-reduce adds them up." + (rest if idle else "")
+            idle = [d for d, s in zip(devices, x.slices, strict=True) if not s.compute] if isinstance(x, PlanNode) else []
+            rest = f" {_and(idle)} {'has' if len(idle) == 1 else 'have'} no share and {'counts' if len(idle) == 1 else 'count'} as zero." if idle else ""
+            return f"Partial: {'a device' if idle else 'every device'} has a summand of the whole tensor, and an all-reduce adds them up.{rest}"
         axis, counts = int(x.split.axis), x.split.counts
         parts = ", ".join(f"{d} has {c}" if c else f"{d} nothing" for d, c in zip(devices, counts, strict=True))
+        if len(counts) > 3 and len(set(counts)) == 1:
+            parts = f"each device has {counts[0]}"
         text = f"Split along axis {axis} ({counted(x.ne[axis], 'index', 'indices')}): {parts}."
         n_bands = len(self.bands(item))
         if n_bands > len(devices):

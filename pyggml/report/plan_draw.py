@@ -140,7 +140,7 @@ def _copies(plan: SplitPlan, item: Item) -> list[Line]:
     between = " + " if item.look == "P" else "   "
     spans: list[tuple[str, str]] = [("  ", "")]
     for j in range(len(plan.devices)):
-        spans += [(between if j else "", "sum"), (MARKS[j % 16] * 8, f"d{j % 16}")]
+        spans += [(between if j else "", "sum"), ("-" * 8, "dim") if item.held[j] == "-" else (MARKS[j % 16] * 8, f"d{j % 16}")]
     return [tuple(spans)] * 2
 
 

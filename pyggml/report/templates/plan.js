@@ -208,7 +208,7 @@
   }
 
   function layout() {
-    const narrow = grid.clientWidth < 640, lanes = DEVICES.length, lane = lanes > 4 ? 70 : narrow ? 92 : 120, wide = lanes > 4 ? 150 : 190;
+    const narrow = grid.clientWidth < 640, lanes = DEVICES.length, lane = lanes > 4 ? 70 : narrow || lanes > 2 ? 92 : 120, wide = lanes > 4 ? 150 : 190;
     heads.replaceChildren();
     if (state.tab === "graph") {
       const g = rails ? X(rails.width) + 14 : 12, op = narrow ? "" : " 128px", s = 50, fixed = g + (narrow ? 150 : wide + 128) + s;
@@ -584,7 +584,7 @@
     if (look(i) !== "S") {
       const copies = el("div", "copies"), shown = DEVICES.slice(0, 8);
       shown.forEach((d, j) => {
-        const b = el("div", `box d${j}${look(i) === "P" ? " summand" : ""}`, d);
+        const nothing = S[words[j]] === "-", b = el("div", `box d${j}${look(i) === "P" ? " summand" : ""}${nothing ? " nothing" : ""}`, nothing ? "nothing" : d);
         if (look(i) === "P" && j) copies.append("+");
         copies.append(b);
       });
