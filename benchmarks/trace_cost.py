@@ -84,7 +84,8 @@ def graph(options: argparse.Namespace) -> list[Row]:
             y = y + x
         made.output("y", y)
         value = np.ones((64, 64), np.float32)
-        return both_ways("Graph.run, 1000 nodes (add) of 64x64 F32, 50 runs", lambda: [made.run(x=value) for _ in range(50)], options.rounds)
+        what = "Graph.run, 1000 nodes (add) of 64x64 F32, 50 runs"
+        return both_ways(what, lambda: [made.run(x=value) for _ in range(50)], options.rounds)
 
 
 def processor(work: Callable[[], object]) -> float:

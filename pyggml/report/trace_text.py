@@ -82,7 +82,8 @@ def _subgraphs(times: Sequence[SubgraphTime], trace: Trace) -> Any:
         table.add_column(name, justify="left" if name == "to" else "right", no_wrap=True)
     several = any(t.graph for t in times)
     for t in times:
-        cells = ["-" if c is None else f"{span_text(c)} + {span_text((r or 0) + (w or 0))}" for c, r, w in zip(t.compute, t.reduce, t.wait, strict=True)]
+        parts = zip(t.compute, t.reduce, t.wait, strict=True)
+        cells = ["-" if c is None else f"{span_text(c)} + {span_text((r or 0) + (w or 0))}" for c, r, w in parts]
         table.add_row(f"{t.graph}.{t.subgraph}" if several else str(t.subgraph), str(t.nodes), t.label, *cells)
     return table
 
@@ -99,7 +100,9 @@ def render_trace(trace: Trace, console: Any, *, subgraphs: int = 10) -> None:
     what += ["waiting for other devices: " + ", ".join(waiting)] if waiting else []
     console.print(f"trace: {', '.join(what)}" + (", devices took turns (sync)" if trace.sync else ""))
     if trace.dropped:
-        console.print(f"{counted(trace.dropped, 'event')} beyond the limit {'is' if trace.dropped == 1 else 'are'} missing: what follows is too little. trace(limit=...) takes more")
+        are = "is" if trace.dropped == 1 else "are"
+        missing = f"{counted(trace.dropped, 'event')} beyond the limit {are} missing"
+        console.print(f"{missing}: what follows is too little. trace(limit=...) takes more")
     if times:
         console.print(_devices(times))
         console.print()
@@ -110,8 +113,8 @@ def render_trace(trace: Trace, console: Any, *, subgraphs: int = 10) -> None:
     by_subgraph = trace.times_by_subgraph()
     if by_subgraph and subgraphs:
         slowest = sorted(by_subgraph, key=lambda t: -max(_longest(t)))[:subgraphs]
-        of = counted(len(by_subgraph), "subgraph")
-        console.print(f"slowest of {of}: compute, and waiting and summing behind it; mean of {counted(slowest[0].runs, 'run')}", style="italic")
+        of, runs_of_it = counted(len(by_subgraph), "subgraph"), counted(slowest[0].runs, "run")
+        console.print(f"slowest of {of}: compute, and waiting and summing behind it; mean of {runs_of_it}", style="italic")
         console.print(_subgraphs(slowest, trace))
 
 

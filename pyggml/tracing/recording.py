@@ -32,7 +32,8 @@ def trace(*, sync: bool = False, threads: str = "this", limit: int = 1 << 20) ->
         sync: wait for devices that tell no times after every subgraph and copy. They then take turns, so the times of each are
             right, but the whole takes longer.
         threads: ``this``: only what this thread does and has devices do; ``all``: all threads meanwhile.
-        limit: events that are kept (104 bytes each while they are taken, 300 as values); what comes after them is counted in `Trace.dropped`.
+        limit: events that are kept (104 bytes each while they are taken, 300 as values); what comes after them is counted in
+            `Trace.dropped`.
 
     Returns:
         A context that gives the `Trace`, which is empty until the block ends. It ends when all that was queued has run. Traces
@@ -106,7 +107,12 @@ def _fill(taken: Trace, number: int, totals: Any, events: Any, sync: bool, began
         strict=True,
     )
     taken.__dict__.update(
-        devices=tuple(devices), events=tuple(map(TraceEvent._make, found)), wall=int(totals.end) - begin, sync=sync, dropped=int(totals.dropped), began=began
+        devices=tuple(devices),
+        events=tuple(map(TraceEvent._make, found)),
+        wall=int(totals.end) - begin,
+        sync=sync,
+        dropped=int(totals.dropped),
+        began=began,
     )
 
 

@@ -140,7 +140,11 @@ class Trace:
                 graphs.setdefault((e.thread, i), []).append(e.graph)
             else:
                 alone.append(Run("graph", e.thread, e.start, self._graph_end(e.graph), (e.graph,)))
-        found = [Run(s.label, thread, s.start, s.end, tuple(graphs.get((thread, i), ()))) for thread, of in spans.items() for i, s in enumerate(of)]
+        found = [
+            Run(s.label, thread, s.start, s.end, tuple(graphs.get((thread, i), ())))
+            for thread, of in spans.items()
+            for i, s in enumerate(of)
+        ]
         return tuple(sorted([*found, *alone], key=lambda r: (r.start, r.thread)))
 
     def _graph_end(self, graph: int) -> int:

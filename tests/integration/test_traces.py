@@ -96,8 +96,9 @@ class Parsed:
             assert event.type == pb.TrackEvent.TYPE_SLICE_BEGIN
             (category,) = event.categories
             notes = {n.name: n.string_value if n.HasField("string_value") else n.int_value for n in event.debug_annotations}
-            made = {"name": event.name, "category": category, "start": p.timestamp, "depth": len(stack), "track": self.names[event.track_uuid], **notes}
-            self.slices.setdefault(self.names[event.track_uuid], []).append(made)
+            track = self.names[event.track_uuid]
+            made = {"name": event.name, "category": category, "start": p.timestamp, "depth": len(stack), "track": track, **notes}
+            self.slices.setdefault(track, []).append(made)
             stack.append(made)
             for flow in (*event.flow_ids, *event.terminating_flow_ids):
                 assert not self.ended[flow], "nothing joins a flow that has ended"
@@ -220,7 +221,8 @@ def test_copies_between_devices(tiny: Make, tmp_path: Path) -> None:
     seen.check_tracks()
     assert len(seen.flows) == stats[1].copies
     for joined in seen.flows.values():
-        assert [(s["track"], s["category"], s["name"]) for s in joined] == [("VCPU0", "send", "copy to VCPU1"), ("VCPU1", "copy", "copy from VCPU0")]
+        sides = [("VCPU0", "send", "copy to VCPU1"), ("VCPU1", "copy", "copy from VCPU0")]
+        assert [(s["track"], s["category"], s["name"]) for s in joined] == sides
         assert len({s["bytes"] for s in joined}) == 1
         assert joined[0]["start"] == joined[1]["start"]
 
@@ -404,7 +406,8 @@ def test_devices_that_tell_no_times(tmp_path: Path, sync: bool) -> None:
 SERVER = """
 import sys
 import pyggml as gg
-gg.lib.ggml_backend_rpc_start_server(f"127.0.0.1:{sys.argv[1]}".encode(), gg.ffi.NULL, 1, 1, gg.ffi.new("ggml_backend_dev_t[]", [gg.cpu().ptr]))
+cpu = gg.ffi.new("ggml_backend_dev_t[]", [gg.cpu().ptr])
+gg.lib.ggml_backend_rpc_start_server(f"127.0.0.1:{sys.argv[1]}".encode(), gg.ffi.NULL, 1, 1, cpu)
 """
 
 
@@ -420,7 +423,8 @@ def servers() -> Iterator[list[gg.Device]]:
             with socket.socket() as probe:
                 probe.bind(("127.0.0.1", 0))
                 port = probe.getsockname()[1]
-            started.append(subprocess.Popen([sys.executable, "-c", SERVER, str(port)], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+            command = [sys.executable, "-c", SERVER, str(port)]
+            started.append(subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
             for _ in range(200):
                 with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
                     break
