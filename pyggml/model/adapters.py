@@ -8,7 +8,7 @@ from typing import Any
 
 from .._ffi import ffi, lib
 from .._handle import Handle
-from ..errors import FileFormatError
+from ..errors import ArgumentError, FileFormatError
 from ..gguf_check import check_gguf
 from .loading import LoadedModel, failure
 
@@ -22,6 +22,8 @@ class Adapter(Handle):
     """
 
     def __init__(self, loaded: LoadedModel, path: str | os.PathLike[str]) -> None:
+        if not isinstance(path, (str, os.PathLike)):
+            raise ArgumentError(f"the path of an adapter is a str or a Path, got {type(path).__name__}")
         self.path = Path(path)
         self.info = check_gguf(self.path, model=False)
         kind = self.info.metadata.get("general.type"), self.info.metadata.get("adapter.type")

@@ -295,6 +295,7 @@ class Context(Handle):
             raise ArgumentError(f"on_full={on_full!r}: 'stop' or 'shift'")
         if max_tokens is not None:
             whole("max_tokens", max_tokens, 0, MAX_TOKENS)
+        whole("keep", keep, 0, MAX_TOKENS)
         self._check_open()
         self._need_logits()
         self._refuse_simulated("nothing was generated")
@@ -302,6 +303,8 @@ class Context(Handle):
         if isinstance(sampler, Sampler):
             if changes:
                 raise ArgumentError(f"give {', '.join(changes)} to the Sampler when it is made, not to generate()")
+            if sampler.path != self._native.loaded.path:
+                raise ArgumentError(f"this Sampler chooses tokens of {sampler.path.name}, not of {self.name}: model.sampler() makes one")
             chain, mine = sampler, False
         else:
             chain, mine = Sampler(self._native.loaded, sampler_options(sampler, changes)), True
@@ -612,6 +615,8 @@ class Context(Handle):
             whole("delta", delta, -MAX_TOKENS, MAX_TOKENS)
             if start + delta < 0:
                 raise ArgumentError(f"seq_add(delta={delta}): position {start} would come to {start + delta}; positions begin at 0")
+            if (last := self._end(seq) - 1) >= start and last + delta > MAX_TOKENS:
+                raise ArgumentError(f"seq_add(delta={delta}): position {last} would come to {last + delta}; {MAX_TOKENS} is the last one possible")
             memory = self._needed_memory()
             if not lib.llama_memory_can_shift(memory):
                 raise UnsupportedError(f"{self.name}: llama.cpp cannot shift positions in this model's cache")

@@ -76,6 +76,8 @@ class SamplerOptions:
             whole("logit_bias: token", token, 0, n_vocab - 1)
             if not isinstance(bias, (int, float)) or math.isnan(bias):
                 raise ArgumentError(f"logit_bias[{token}]={bias!r}: expected a number")
+        if sum(bias == -math.inf for bias in self.logit_bias.values()) == n_vocab:
+            raise ArgumentError(f"logit_bias forbids all {n_vocab} tokens: one at least must be possible")
 
 
 GREEDY = SamplerOptions(temperature=0.0)
@@ -87,6 +89,8 @@ class Sampler(Handle):
     def __init__(self, loaded: LoadedModel, options: SamplerOptions) -> None:
         options.check(loaded.n_vocab)
         self.options = options
+        self.path = loaded.path
+        """Of the model whose tokens it chooses."""
         chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
         try:
             for one in _chain(loaded, options):
@@ -168,6 +172,8 @@ def sampler_options(given: SamplerOptions | None, changes: dict[str, Any]) -> Sa
     Raises:
         ArgumentError: there is no option of that name.
     """
+    if given is not None and not isinstance(given, SamplerOptions):
+        raise ArgumentError(f"sampler={given!r:.80}: expected a SamplerOptions, or a Sampler of this model")
     known = SamplerOptions.__slots__
     for name in changes:
         if name not in known:

@@ -95,12 +95,17 @@ class Vocabulary:
 
         Args:
             special: show special tokens, too.
+
+        Raises:
+            IndexRangeError: a token is not in the vocabulary. ArgumentError: they are no whole numbers.
         """
-        ids = np.asarray(tokens, np.int64)
+        ids = np.asarray(tokens)
+        if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+            raise ArgumentError(f"detokenize() takes a list of token ids, got {ids.dtype} of shape {ids.shape}")
         for token in ids.ravel():
             self._checked(int(token))
         self._need_tokenizer()
-        given = np.ascontiguousarray(ids.ravel(), np.int32)
+        given = np.ascontiguousarray(ids, np.int32)
         n = 16 * len(given) + 64
         for _ in range(2):
             out = ffi.new("char[]", n)

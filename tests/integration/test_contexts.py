@@ -175,6 +175,14 @@ def test_samplers_that_make_no_sense(words: TinyModel, wrong: dict[str, Any]) ->
             m.sampler(grammar="root ::= (")
 
 
+def test_a_sampler_of_another_model(words: TinyModel, tiny: Make) -> None:
+    with gg.Model(words) as m, gg.Model(tiny("llama")) as other, gg.Model(words, "vcpu:2", split_mode="tensor") as split:
+        sampler = m.sampler(temperature=0)
+        with pytest.raises(gg.ArgumentError, match=r"of words\.gguf, not of"):
+            other.generate([1, 2], sampler=sampler)
+        assert len(list(split.generate([1, 2], sampler=sampler, max_tokens=3))) == 3, "the same file, loaded otherwise"
+
+
 @pytest.mark.parametrize("mode", ["none", "tensor"])
 def test_a_full_context(words: TinyModel, mode: str) -> None:
     with loaded(words, mode, n_ctx=32) as m:

@@ -45,6 +45,23 @@ def test_llama_cpps_policy_as_data(tmp_path: Path, arch: str) -> None:
     assert len(gg.plan_model(model, "vcpu:2", rules=changed, options=options).allreduces) < len(plan.allreduces)
 
 
+def test_the_policy_of_a_model(tmp_path: Path) -> None:
+    """`Model.split_rules`: saved, given back, the same model; changed, another one."""
+    model = tiny_gguf(tmp_path / "m.gguf", shares=((3, 1),))
+    options = {"split_mode": "tensor", "n_ctx": 64, "type_k": "f32", "type_v": "f32", "attn_f32": True}
+    with gg.Model(model, "vcpu:2", tensor_split=(3, 1), **options) as one:
+        rules, want, splits = one.split_rules(), one.logits([1, 2, 3]), one.weight_splits()
+    assert {gg.Split.parse("S0").axis, 1} <= {r.split.axis for r in rules}  # type: ignore[union-attr]
+    gg.save_rules(tmp_path / "r.json", rules)
+    with gg.Model(model, "vcpu:2", rules=gg.load_rules(tmp_path / "r.json"), **options) as again:  # even shares: the rules decide
+        assert again.weight_splits() == splits and (again.logits([1, 2, 3]) == want).all()
+    changed = [gg.rule("ffn", "M"), *rules]
+    with gg.Model(model, "vcpu:2", rules=changed, **options) as other:
+        assert other.weight_splits() != splits and gg.nmse(other.logits([1, 2, 3]), want) <= 1e-9
+    with gg.Model(model, "vcpu:1") as bare, pytest.raises(gg.UnsupportedError, match="nothing is split"):
+        bare.split_rules()
+
+
 @pytest.mark.parametrize("layers, found", [(1, {1}), ("1", {1}), (range(1, 3), {1, 2}), ([0, 3], {0, 3}), ("0,2-3", {0, 2, 3}), ("10-12", set())])
 def test_layers(tmp_path: Path, layers: object, found: set[int]) -> None:
     """Only in these, caches as well; layer 1 is not layer 10."""

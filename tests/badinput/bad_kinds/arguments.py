@@ -236,6 +236,14 @@ def _contexts(model: gg.Model) -> Iterator[Case]:
         "seq_cp to 7": (lambda: context.seq_cp(0, 7), ("7",)),
         "seq_add below 0": (lambda: context.seq_add(0, -1), ("-1",)),
         "seq_add of a": (lambda: context.seq_add(0, "a"), ("delta",)),  # type: ignore[arg-type]
+        "seq_add beyond all": (lambda: context.seq_add(0, 2**31 - 1), ("2147483647",)),
+        "keep a": (lambda: context.generate([1], keep="a"), ("keep",)),  # type: ignore[arg-type]
+        "keep -1": (lambda: context.generate([1], keep=-1), ("keep",)),
+        "a sampler that is none": (lambda: context.generate([1], sampler=5), ("sampler",)),  # type: ignore[arg-type]
+        "all tokens forbidden": (lambda: context.generate([1], logit_bias=dict.fromkeys(range(model.n_vocab), float("-inf"))), ("logit_bias",)),
+        "tokens that are no numbers": (lambda: model.detokenize("abc"), ("token ids",)),  # type: ignore[arg-type]
+        "half tokens": (lambda: model.detokenize([1.5]), ("token ids",)),  # type: ignore[list-item]
+        "an adapter of None": (lambda: model.adapter(None), ("NoneType",)),  # type: ignore[arg-type]
         "shift by 4 of 3": (lambda: context.shift(4), ("n_discard",)),
         "shift, keeping 4 of 3": (lambda: context.shift(1, keep=4), ("keep",)),
         "n_past of 9": (lambda: context.n_past(9), ("9",)),
