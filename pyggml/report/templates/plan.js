@@ -457,6 +457,7 @@
     if (top) grid.scrollTop = 0;
     repaint();
     if (!top) reveal();
+    performance.clearMeasures("pyggml:refresh");
     performance.measure("pyggml:refresh", { start: began, end: performance.now() });
   }
   function reveal() {
@@ -741,6 +742,7 @@
     const began = performance.now();
     state.words = search.value.toLowerCase().split(/\s+/).filter((w) => w);
     refresh(true);
+    performance.clearMeasures("pyggml:search");
     performance.measure("pyggml:search", { start: began, end: performance.now() });
   }
 
