@@ -395,11 +395,14 @@ def _item(x: PlanNode | PlanLeaf, number: int) -> Item:
         look = "P"
     elif x.split is not None:
         look = "S" if isinstance(x.split.axis, int) else x.split.axis
+    shown = x.label or x.name
+    if not shown or shown.startswith(" "):
+        # ggml names a view after its source, which may have none: " (reshaped)"
+        shown = f"{'node' if is_node else 'leaf'} {x.index}{x.name}"
     return Item(
         number,
         x,
-        # ggml names a view after its source, which may have none: " (reshaped)"
-        x.name if x.name and not x.name.startswith(" ") else x.label or f"{'node' if is_node else 'leaf'} {x.index}{x.name}",
+        shown,
         ("view" if x.is_view else "node") if isinstance(x, PlanNode) else x.kind,
         dims(x.ne),
         "(P)" if pending else "" if x.split is None else str(x.split),

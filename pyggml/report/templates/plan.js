@@ -144,7 +144,8 @@
     out.width = Math.min(width, 9);
     return out;
   }
-  const X = (c) => 12 + Math.min(c, 9) * 11;
+  const narrow = () => grid.clientWidth < 640;
+  const X = (c) => 12 + Math.min(c, narrow() ? 2 : 9) * 11;
   function gutter(r, row) {
     const cell = el("div", "gutter");
     if (!rails) return cell;
@@ -208,14 +209,14 @@
   }
 
   function layout() {
-    const narrow = grid.clientWidth < 640, lanes = DEVICES.length, lane = lanes > 4 ? 70 : narrow || lanes > 2 ? 92 : 120, wide = lanes > 4 ? 150 : 190;
+    const small = narrow(), lanes = DEVICES.length, lane = lanes > 4 ? 70 : small ? 78 : lanes > 2 ? 92 : 120, wide = small ? 118 : lanes > 4 ? 150 : 190;
     heads.replaceChildren();
     if (state.tab === "graph") {
-      const g = rails ? X(rails.width) + 14 : 12, op = narrow ? "" : " 128px", s = 50, fixed = g + (narrow ? 150 : wide + 128) + s;
-      grid.style.setProperty("--columns", `${g}px minmax(${narrow ? 150 : wide}px, 1.2fr)${op} ${s}px repeat(${lanes}, minmax(${lane}px, 1fr)) 8px`);
+      const g = rails ? X(rails.width) + 14 : 12, op = small ? "" : " 128px", s = 50, fixed = g + wide + (small ? 0 : 128) + s;
+      grid.style.setProperty("--columns", `${g}px minmax(${wide}px, 1.2fr)${op} ${s}px repeat(${lanes}, minmax(${lane}px, 1fr)) 8px`);
       grid.classList.toggle("many", lanes > 4);
       grid.style.setProperty("--min", `${fixed + lanes * lane + 8}px`);
-      const names = ["", "node", ...(narrow ? [] : ["op"]), "split"];
+      const names = ["", "node", ...(small ? [] : ["op"]), "split"];
       names.forEach((n) => heads.append(head(n)));
       DEVICES.forEach((d, j) => { const h = head(d, "lane"); h.title = d; h.prepend(el("i", `swatch d${j % 16}`)); heads.append(h); });
     } else {
@@ -327,7 +328,7 @@
     const open = isOpen(row.key), p = row.piece, title = cell("title", "", true);
     // a closed one says what of its weights and caches each device has
     const shares = !open && p && state.tab === "graph";
-    title.style.gridColumn = shares ? `1 / ${grid.clientWidth < 640 ? 4 : 5}` : "1 / -1";
+    title.style.gridColumn = shares ? `1 / ${narrow() ? 4 : 5}` : "1 / -1";
     e.setAttribute("aria-expanded", open);
     title.append(el("i", "chevron"));
     if (!p) {
@@ -392,7 +393,7 @@
     if (row.kind === "time") {
       e.classList.add("time");
       const label = cell("name", `measured: subgraph ${C.sub[i]}`, true);
-      label.style.gridColumn = grid.clientWidth < 640 ? "2 / span 2" : "2 / span 3";
+      label.style.gridColumn = narrow() ? "2 / span 2" : "2 / span 3";
       e.append(gutter(r, row), label);
       timeLanes(row, r, e);
       return e;
@@ -400,7 +401,7 @@
     if (row.kind === "reduce") {
       e.classList.add("reduce");
       const x = D.reduces[i], label = cell("name", `all-reduce ${binary(x.bytes)}`, true), across = cell("across", "", true);
-      label.style.gridColumn = grid.clientWidth < 640 ? "2 / span 2" : "2 / span 3";
+      label.style.gridColumn = narrow() ? "2 / span 2" : "2 / span 3";
       across.style.gridColumn = `span ${DEVICES.length}`;
       across.style.gridTemplateColumns = `repeat(${DEVICES.length}, 1fr)`;
       across.title = S[x.text];
@@ -414,7 +415,7 @@
     if (usersOf.has(i)) e.classList.add("user");
     if (state.tab === "graph") {
       e.append(gutter(r, row), nameCell(row, r));
-      if (grid.clientWidth >= 640) e.append(cell("small", op(i)));
+      if (!narrow()) e.append(cell("small", op(i)));
       e.append(badge(i));
       lanes(row, r, e);
     } else {
