@@ -177,6 +177,7 @@ def main() -> None:
     args.add_argument("--model", type=Path, help="a GGUF file (default: random weights in the formats of --dtypes)")
     args.add_argument("--dtypes", nargs="+", default=["f16", "q8_0"], help="formats of random weights (default: f16 q8_0)")
     args.add_argument("--devices", default="vcpu:2", help="for tensor mode (default: vcpu:2)")
+    args.add_argument("--modes", nargs="+", default=["none", "tensor"], choices=("none", "tensor"), help="(default: both)")
     args.add_argument("--threads", type=int, default=os.cpu_count(), help="of the CPU device alone (default: all cores)")
     args.add_argument("--tokens", type=int, default=64, help="tokens that are decoded (default: 64)")
     args.add_argument("--repetitions", type=int, default=3, help="in each turn (default: 3)")
@@ -198,7 +199,8 @@ def main() -> None:
             path = options.model or tiny_gguf(Path(folder) / f"{dtype}.gguf", dtype=dtype, shares=((1, 1),), **SHAPE).path
             what = options.model.name if options.model else f"153M {dtype}"
             # in tensor mode the CPU device looks up embeddings only; more threads of it would be in the way of virtual CPUs
-            for devices, mode, threads in ((None, "none", options.threads), (options.devices, "tensor", 1)):
+            for mode in options.modes:
+                devices, threads = (None, options.threads) if mode == "none" else (options.devices, 1)
                 case = Case(str(path), devices, mode, threads, options.tokens, options.repetitions)
                 rows += measure(bench, case, what, options.rounds)
     show(rows, options.json)
