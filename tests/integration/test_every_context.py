@@ -125,6 +125,7 @@ def test_adapters(tmp_path: Path, name: str, moe: bool) -> None:
             for given in (tokens, tokens[:1]):
                 want, got = (np.where(np.abs(x) > 1e30, 0, x) for x in (one.logits(given), split.logits(given)))
                 assert gg.nmse(got, want) <= 1e-9, shares
-            assert gg.nmse(want, np.where(np.abs(bare) > 1e30, 0, bare)[:1]) > 1e-4, "the adapter changes nothing"
+            if name != "graniteswitch":  # it has adapters of its own, and takes no others
+                assert gg.nmse(want, np.where(np.abs(bare) > 1e30, 0, bare)[:1]) > 1e-4, "the adapter changes nothing"
             split.default_context.set_adapters()
             assert gg.nmse(split.logits(tokens), bare) <= 1e-9, shares
