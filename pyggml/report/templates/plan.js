@@ -293,7 +293,11 @@
     }
     return t;
   }
-  const inSubgraph = (k, sub) => rows[k] && (rows[k].kind === "item" || rows[k].kind === "time") && C.sub[rows[k].i] === sub;
+  // a leaf stands with the node that reads it first
+  const leafSub = new Map();
+  for (const i in D.reads) D.reads[i].forEach((leaf) => leafSub.set(leaf, C.sub[i]));
+  const subOf = (i) => i < N ? C.sub[i] : leafSub.get(i) ?? -1;
+  const inSubgraph = (k, sub) => rows[k] && (rows[k].kind === "item" || rows[k].kind === "time") && subOf(rows[k].i) === sub;
   // how long each device took for the subgraph that ends here, and waited behind it
   function timeLanes(row, r, into) {
     const sub = C.sub[row.i], [compute, wait, reduce] = D.times[sub];
@@ -312,7 +316,7 @@
     });
   }
   function lanes(row, r, into) {
-    const i = row.i, words = held(i), sub = C.sub[i];
+    const i = row.i, words = held(i), sub = subOf(i);
     const same = (k) => inSubgraph(k, sub);
     const edge = (same(r - 1) ? "" : " first") + (same(r + 1) ? "" : " last");
     DEVICES.forEach((d, j) => {
@@ -742,7 +746,8 @@
   function find() {
     const began = performance.now();
     state.words = search.value.toLowerCase().split(/\s+/).filter((w) => w);
-    refresh(true);
+    // when the search ends, what was chosen stays in sight
+    refresh(state.words.length > 0);
     performance.clearMeasures("pyggml:search");
     performance.measure("pyggml:search", { start: began, end: performance.now() });
   }
@@ -841,11 +846,12 @@
   buildRows();
   layout();
   repaint();
-  function fromAddress() {
-    const address = /^#(n|sum)(\d+)$/.exec(location.hash);
+  function fromAddress(hash) {
+    const address = /^#(n|sum)(\d+)$/.exec(hash);
     if (address && Number(address[2]) < TOTAL) goTo(Number(address[2]), address[1] === "sum" && D.reduces[address[2]] ? "reduce" : "item");
   }
-  addEventListener("hashchange", fromAddress);
-  fromAddress();
+  // not what the address is by now: what was chosen before may have been written into it
+  addEventListener("hashchange", (event) => fromAddress(new URL(event.newURL).hash));
+  fromAddress(location.hash);
   performance.measure("pyggml:first", { start: 0, end: performance.now() });
 })();
