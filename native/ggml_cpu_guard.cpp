@@ -120,7 +120,8 @@ void check_indices(const ggml_tensor * node) {
     throw pgg::error(PGG_ERROR_ARGUMENT, text);
 }
 
-// The kernels that call a function of a format without a look whether the format has one; supports_op says yes to them.
+// Kernels that call a function of a format without a look whether the format has one, or that would never end; supports_op says
+// yes to them.
 void check_types(const ggml_tensor * node) {
     switch (node->op) {
         case GGML_OP_SET_ROWS:
@@ -137,6 +138,13 @@ void check_types(const ggml_tensor * node) {
         case GGML_OP_FLASH_ATTN_EXT:
             if (ggml_get_type_traits_cpu(node->src[1]->type)->vec_dot == nullptr) {
                 no_conversion(node, node->src[1]);
+            }
+            break;
+        case GGML_OP_ROPE:
+        case GGML_OP_ROPE_BACK:
+            if (node->op_params[1] < 2) { // the kernel, which steps over the rotated elements, would stay at the same place forever
+                throw pgg::error(PGG_ERROR_ARGUMENT, std::string("ROPE of '") + node->name + "' rotates " + std::to_string(node->op_params[1]) +
+                    " elements of each head (rope.dimension_count of a model): 2 at least are needed");
             }
             break;
         default: break;

@@ -180,6 +180,11 @@ def test_files_that_would_crash_llama_cpp(tmp_path: Path, monkeypatch: pytest.Mo
         check_gguf(make("glm-dsa", indexer__types=zeros))
     with pytest.raises(gg.FileFormatError, match=r"compress_ratios: found .*, expected 4 in at least one layer"):
         check_gguf(make("deepseek4", compress_ratios=np.array([0, 128, 0, 0], np.int32)))
+    for suffix in ("", "_swa"):  # the kernel would never end
+        arch = ZOO["gemma3"]
+        monkeypatch.setattr(tiny, "ZOO", {"gemma3": dataclasses.replace(arch, values={**arch.values, f"rope.dimension_count{suffix}": 0})})
+        with gg.Model(tiny_gguf(tmp_path / "m.gguf", "gemma3", shares=((1,),)), n_ctx=64) as model, pytest.raises(gg.Error, match="rotates 0 elements"):
+            model.logits([1, 2])
     with pytest.raises(gg.FileFormatError, match=r"indexer\.types of layer 0: found 1, expected 1 in layers without a sliding window"):
         check_gguf(make("dots3note", indexer__types=np.array([1, 1], np.int32)))
 
