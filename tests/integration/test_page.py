@@ -437,6 +437,25 @@ def test_themes_sizes_and_contrast(size: str, theme: str, plans: Callable[[str],
     assert dark == (theme == "dark")
 
 
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_nothing(theme: str, plans: Callable[[str], SplitPlan], opened: Callable[..., Opened]) -> None:
+    """Roles, names, labels, contrast, focus: the rules of axe-core."""
+    try:
+        from axe_playwright_python.base import AXE_SCRIPT
+    except ImportError as error:
+        assert not os.environ.get("PYGGML_TEST_REQUIRE_BROWSER"), error
+        pytest.skip("axe-playwright-python is not installed (pip install pyggml[browser])")
+    page = opened(plans("llama-moe on sim:2"), theme=theme)
+    page.page.evaluate(AXE_SCRIPT)
+    for key in ("2", "t", "1", "?"):
+        page.page.keyboard.press(key)
+        if key == "2":
+            page.page.locator(".row.reduce").first.click()
+        found = page.page.evaluate("axe.run()")
+        assert len(found["passes"]) > 15
+        assert [(v["id"], v["help"], v["nodes"][0]["html"]) for v in found["violations"]] == []
+
+
 def test_the_theme_can_be_chosen_and_is_kept(plans: Callable[[str], SplitPlan], opened: Callable[..., Opened]) -> None:
     page = opened(plans("llama on sim:2"), theme="dark")
     is_dark = "document.documentElement.classList.contains('dark')"
@@ -453,6 +472,8 @@ def test_the_theme_can_be_chosen_and_is_kept(plans: Callable[[str], SplitPlan], 
         page.page.click("#theme")
     assert page.page.inner_text("#theme") == "Theme: system" and page.page.evaluate(is_dark)
     page.page.emulate_media(color_scheme="light")
+    # the page is told of it, a little later
+    page.page.evaluate(f"async () => {{ for (let k = 0; k < 200 && {is_dark}; k++) await new Promise(requestAnimationFrame); }}")
     assert not page.page.evaluate(is_dark)
 
 

@@ -148,6 +148,7 @@
   const X = (c) => 12 + Math.min(c, narrow() ? 2 : 9) * 11;
   function gutter(r, row) {
     const cell = el("div", "gutter");
+    cell.setAttribute("aria-hidden", "true");
     if (!rails) return cell;
     const g = rails[r], s = svg("svg", { width: X(rails.width) + 10, height: H, "aria-hidden": "true" }, null);
     const near = (a) => state.selected && row.i !== undefined && rows[a] && rows[a].i === state.selected.i ? "near" : "";
@@ -217,7 +218,7 @@
       grid.classList.toggle("many", lanes > 4);
       grid.style.setProperty("--min", `${fixed + lanes * lane + 8}px`);
       const names = ["", "node", ...(small ? [] : ["op"]), "split"];
-      names.forEach((n) => heads.append(head(n)));
+      names.forEach((n) => heads.append(n ? head(n) : el("div", "")));
       DEVICES.forEach((d, j) => { const h = head(d, "lane"); h.title = d; h.prepend(el("i", `swatch d${j % 16}`)); heads.append(h); });
     } else {
       grid.style.setProperty("--columns", "46px minmax(190px, 1.6fr) 128px 50px minmax(84px, .5fr) minmax(100px, .6fr) minmax(124px, 1fr) 82px 78px 88px");
