@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Make
 
 import pyggml as gg
 from pyggml.errors import ArgumentError
@@ -22,7 +21,9 @@ from pyggml.plan import PlanNode, SplitPlan
 from pyggml.plan.explain import Explainer
 from pyggml.report.content import Content
 from pyggml.report.plan_rows import Row, rows
+from pyggml.testing import TinyModel
 
+Make = Callable[..., TinyModel]
 PATIENCE = 120_000  # milliseconds: machines that do much else besides
 SIZES = {"desktop": (1440, 900), "tablet": (1024, 760), "phone": (400, 800)}
 NASTY = [
