@@ -314,6 +314,24 @@ def test_folding_and_equal_layers(opened: Callable[..., Opened]) -> None:
     assert len(page.all_rows()) == sum(1 for _ in rows(plan, "nodes", False) if _.kind != "group") + len(rows(plan, "layers", False))
 
 
+def test_layers_that_differ_in_their_weights_alone(opened: Callable[..., Opened]) -> None:
+    plan = large(8, 2)
+    odd = {f"blk.{k}.ffn_up" for k in (2, 3, 5)}
+    plan = replace(plan, leafs=tuple(replace(x, type="q8_0") if x.name in odd else x for x in plan.leafs))
+    page = opened(plan)
+    # nodes are alike in all of them; another one is shown
+    page.page.locator("#grid").focus()
+    page.page.locator(".row", has_text="l_out-0").click()
+    page.page.keyboard.press("]")
+    page.page.keyboard.press("]")
+    assert page.page.locator(".row", has_text="l_out-2").count() == 1
+    # with their weights they are two kinds: each is there
+    page.page.keyboard.press("3")
+    groups = [r["cells"][0] for r in page.all_rows() if r["kind"] == "group" and "shown: " in r["cells"][0]]
+    assert [g.split(" x")[0] for g in groups] == ["layers 0, 1, 4, 64", "layers 2, 3, 53"]
+    assert [r["name"] for r in page.all_rows() if r["kind"] in ("node", "view", "leaf")] == [r.cells[0].removesuffix(" (out)") for r in rows(plan, "all", True) if in_lanes(r)]
+
+
 def test_a_click_on_a_node_and_on_an_all_reduce(plans: Callable[[str], SplitPlan], opened: Callable[..., Opened]) -> None:
     plan = plans("llama on sim:2")
     page = opened(plan)

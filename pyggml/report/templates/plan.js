@@ -61,7 +61,7 @@
 
   const mode = () => state.detail === "all" ? 4 : 3;
   const layersAlike = (p) => D.groups[p[mode()]];
-  const shownLayer = (p) => state.shown.get(layersAlike(p)[0]) ?? layersAlike(p)[0];
+  const shownLayer = (p) => state.shown.get(p[mode()]) ?? layersAlike(p)[0];
   const isShown = (p) => !state.fold || p[0] < 0 || shownLayer(p) === p[0];
   const isOpen = (k) => state.open.get(k) ?? state.detail !== "layers";
 
@@ -501,7 +501,7 @@
     const p = rows[r].piece, alike = layersAlike(p);
     if (p[0] < 0 || !state.fold || alike.length < 2) return;
     const layer = alike[(alike.indexOf(p[0]) + by + alike.length) % alike.length], k = ordinal[rows[r].key], distance = state.cursor - r, open = isOpen(rows[r].key);
-    state.shown.set(alike[0], layer);
+    state.shown.set(p[mode()], layer);
     byLayer.get(layer).forEach((other) => state.open.set(other, open));
     buildRows();
     state.cursor = Math.max(0, rows.findIndex((x) => x.kind === "group" && x.key === byLayer.get(layer)[k])) + distance;
@@ -520,7 +520,7 @@
     const reader = i < N ? i : users(i)[0];
     if (reader !== undefined && !(i >= N && D.first.includes(i))) {
       const k = pieceOf[reader], p = D.pieces[k];
-      if (p[0] >= 0) state.shown.set(layersAlike(p)[0], p[0]);
+      if (p[0] >= 0) state.shown.set(p[mode()], p[0]);
       state.open.set(k, true);
     } else state.open.set("first", true);
     if (kind === "reduce" && state.tab !== "graph") kind = "item";
