@@ -23,8 +23,13 @@ _ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
 # metadata that llama.cpp divides by
 _DIVISORS = (
     "full_attention_interval", "ssm.conv_kernel", "ssm.inner_size", "ssm.state_size", "ssm.time_step_rank",
-    "ssm.group_count", "attention.group_norm_groups",
+    "ssm.group_count", "attention.group_norm_groups", "wkv.head_size", "attention.output_group_count",
 )  # fmt: skip
+# steps of which a graph is made for each layer: a wrong number is a graph that never ends
+_STEPS = ("hyper_connection.sinkhorn_iterations",)
+_MAX_STEPS = 1000
+# architectures whose layers have a sliding window, with a cache that is not made where the window is 0
+_WINDOWED = ("afmoe",)
 # operands of kernels that only know F32 and abort on a worker thread otherwise
 _F32_NAMES = re.compile(r"(_norm\.(weight|bias)|\.ssm_(conv1d(_[qkv])?\.weight|a|d|dt\.bias))$")
 # lookup tables; every other tensor is multiplied
@@ -128,7 +133,10 @@ class _Rules:
 
     def heads(self, n_layer: int) -> None:
         heads = self.per_layer("attention.head_count", n_layer)
-        if heads is None:
+        if heads is None or max(heads) == 0:
+            attention = next((t.name for t in self.info.tensors if re.search(r"\.attn_(q|qkv|output)\.weight$", t.name)), None)
+            if attention is not None:  # optional for llama.cpp, which divides by it then
+                raise self.fail(f"{self.arch}.attention.head_count", "nothing" if heads is None else 0, f"at least 1, as there is {attention!r}")
             return
         kv_heads = self.per_layer("attention.head_count_kv", n_layer) or heads
         for i, (n, n_kv) in enumerate(zip(heads, kv_heads, strict=True)):
@@ -172,6 +180,11 @@ class _Rules:
                 continue  # has to be 0 there
             if self.number(key, 1) == 0:
                 raise self.fail(f"{self.arch}.{key}", 0, "at least 1")
+        for key in _STEPS:
+            if (n := self.number(key, 0) or 0) > _MAX_STEPS:
+                raise self.fail(f"{self.arch}.{key}", n, f"at most {_MAX_STEPS}")
+        if self.arch in _WINDOWED and not self.number("attention.sliding_window", 0):
+            raise self.fail(f"{self.arch}.attention.sliding_window", self.number("attention.sliding_window"), "at least 1")
         for name in ("layer_norm_epsilon", "layer_norm_rms_epsilon", "group_norm_epsilon"):
             key = f"{self.arch}.attention.{name}"
             value = self.info.metadata.get(key)

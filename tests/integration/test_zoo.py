@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +17,12 @@ from zoo_outputs import Output, compute, loaded
 import pyggml as gg
 from pyggml._ffi import lib
 from pyggml.gguf_check import check_gguf
+from pyggml.gguf_info import GGUFArray
 from pyggml.model import ModelOptions, plan_model
 from pyggml.model.options import ENCODERS
 from pyggml.testing import ZOO, Architecture, TinyModel, tiny, tiny_gguf
 from pyggml.testing.exact import exact_gelu
+from pyggml.testing.gguf_writer import write_gguf
 from pyggml.testing.verify import verify_arch
 
 ALL = [(name, moe) for name, arch in ZOO.items() if arch.runs for moe in arch.variants]
@@ -161,6 +164,13 @@ def test_rules_that_help(tmp_path: Path, name: str) -> None:
     assert split_bytes > 0.4 * mirrored / len(plan.devices), "hardly anything is split"
 
 
+def gguf_parts(path: Path) -> tuple[dict[str, Any], dict[str, npt.NDArray[np.float32]]]:
+    """Metadata and tensors of an F32 model, to be written again with changes."""
+    info = check_gguf(path)
+    metadata = {k: v.load() if isinstance(v, GGUFArray) else v for k, v in info.metadata.items()}
+    return metadata, {t.name: np.fromfile(t.path, np.float32, t.nbytes // 4, offset=t.offset).reshape(t.ne[::-1]) for t in info.tensors}
+
+
 def test_files_that_would_crash_llama_cpp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Found while the zoo was made: each ends the process (or corrupts its memory) if llama.cpp sees it."""
 
@@ -180,6 +190,23 @@ def test_files_that_would_crash_llama_cpp(tmp_path: Path, monkeypatch: pytest.Mo
         check_gguf(make("glm-dsa", indexer__types=zeros))
     with pytest.raises(gg.FileFormatError, match=r"compress_ratios: found .*, expected 4 in at least one layer"):
         check_gguf(make("deepseek4", compress_ratios=np.array([0, 128, 0, 0], np.int32)))
+    monkeypatch.setattr(tiny, "ZOO", ZOO)
+    # divisions by zero, a null pointer, and graphs that never end
+    for name, key, value, words in (
+        ("olmo2", "attention.head_count", None, "head_count: found nothing, expected at least 1, as there is 'blk.0.attn"),
+        ("phimoe", "attention.head_count", 0, "head_count: found 0, expected at least 1"),
+        ("afmoe", "attention.sliding_window", None, "sliding_window: found None, expected at least 1"),
+        ("afmoe", "attention.sliding_window", 0, "sliding_window: found 0, expected at least 1"),
+        ("rwkv6", "wkv.head_size", 0, "head_size: found 0"),
+        ("deepseek4", "attention.output_group_count", 0, "output_group_count: found 0"),
+        ("deepseek4", "hyper_connection.sinkhorn_iterations", 1 << 20, "sinkhorn_iterations: found 1048576, expected at most 1000"),
+    ):
+        path = tiny_gguf(tmp_path / "m.gguf", name, shares=((1,),)).path
+        metadata, tensors = gguf_parts(path)
+        metadata[f"{name}.{key}"] = value
+        write_gguf(path, {k: v for k, v in metadata.items() if v is not None}, tensors)
+        with pytest.raises(gg.FileFormatError, match=words):
+            gg.Model(path)
     for suffix in ("", "_swa"):  # the kernel would never end
         arch = ZOO["gemma3"]
         monkeypatch.setattr(tiny, "ZOO", {"gemma3": dataclasses.replace(arch, values={**arch.values, f"rope.dimension_count{suffix}": 0})})
