@@ -133,12 +133,14 @@ class _Rules:
 
     def heads(self, n_layer: int) -> None:
         heads = self.per_layer("attention.head_count", n_layer)
+        attention = next((t.name for t in self.info.tensors if re.search(r"\.attn_(q|qkv|output)\.weight$", t.name)), None)
         if heads is None or max(heads) == 0:
-            attention = next((t.name for t in self.info.tensors if re.search(r"\.attn_(q|qkv|output)\.weight$", t.name)), None)
             if attention is not None:  # optional for llama.cpp, which divides by it then
                 raise self.fail(f"{self.arch}.attention.head_count", "nothing" if heads is None else 0, f"at least 1, as there is {attention!r}")
             return
         kv_heads = self.per_layer("attention.head_count_kv", n_layer) or heads
+        if max(kv_heads) == 0 and attention is not None:
+            raise self.fail(f"{self.arch}.attention.head_count_kv", 0, f"at least 1, as there is {attention!r}")
         for i, (n, n_kv) in enumerate(zip(heads, kv_heads, strict=True)):
             if n and n_kv and n % n_kv:
                 raise self.fail(

@@ -195,6 +195,7 @@ def test_files_that_would_crash_llama_cpp(tmp_path: Path, monkeypatch: pytest.Mo
     for name, key, value, words in (
         ("olmo2", "attention.head_count", None, "head_count: found nothing, expected at least 1, as there is 'blk.0.attn"),
         ("phimoe", "attention.head_count", 0, "head_count: found 0, expected at least 1"),
+        ("modern-bert", "attention.head_count_kv", 0, "head_count_kv: found 0, expected at least 1"),
         ("afmoe", "attention.sliding_window", None, "sliding_window: found None, expected at least 1"),
         ("afmoe", "attention.sliding_window", 0, "sliding_window: found 0, expected at least 1"),
         ("rwkv6", "wkv.head_size", 0, "head_size: found 0"),

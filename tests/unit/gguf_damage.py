@@ -143,7 +143,7 @@ def main(kind: str, folder: Path) -> None:
             path.write_bytes(damaged)
             outcomes[load(path, f"{i} {how}")] += 1
     else:
-        metadata, tensors = parts(tiny_gguf(folder / "whole.gguf", **KINDS[kind]).path)  # type: ignore[arg-type]
+        metadata, tensors = parts(tiny_gguf(folder / "whole.gguf", **KINDS.get(kind, {"arch": kind, "shares": [(1,)]})).path)  # type: ignore[arg-type]
         for key, value in mistakes(metadata):
             changed = {**metadata, key: value}
             write_gguf(path, {k: v for k, v in changed.items() if v is not None}, tensors)

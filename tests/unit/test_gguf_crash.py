@@ -11,9 +11,14 @@ from pathlib import Path
 import gguf_damage
 import pytest
 
+from pyggml.testing import ZOO
+
+WIDE = bool(os.environ.get("PYGGML_TEST_WIDE"))  # every architecture: twenty minutes
+KINDS = [*gguf_damage.KINDS, *(name for name, arch in ZOO.items() if WIDE and arch.runs and arch.kind == "decoder" and name not in gguf_damage.KINDS)]
+
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["bytes", "bytes with vocabulary", *gguf_damage.KINDS])
+@pytest.mark.parametrize("kind", ["bytes", "bytes with vocabulary", *KINDS])
 def test_the_process_survives(kind: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, gguf_damage.__file__, kind, str(tmp_path)],
