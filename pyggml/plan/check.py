@@ -185,7 +185,7 @@ class CheckReport:
         lines = [f"{self.about}: {n} violation{'s' if n > 1 else ''}"]
         lines += [f"  {v}".replace("\n", "\n  ") for v in self.folded()]
         if self.unjudged:
-            lines.append(f"  {len(self.unjudged)} nodes behind these are refused, too, perhaps only for that: {', '.join(self.unjudged[:3])}{', …' if len(self.unjudged) > 3 else ''}")
+            lines.append(f"  {len(self.unjudged)} {'node' if len(self.unjudged) == 1 else 'nodes'} behind refused, too, perhaps only for that: {', '.join(self.unjudged[:3])}{', …' if len(self.unjudged) > 3 else ''}")
         return "\n".join((*lines, *(f"  notice: {n}" for n in self.notices)))
 
 
