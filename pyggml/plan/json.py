@@ -272,7 +272,8 @@ def from_captures(
             pending = _pending(g)
             for i, t in enumerate(g["nodes"]):
                 at_item = number, "nodes", i
-                sources = tuple(first + s if s < n else targets[s - n] for s in t["src"] if s >= 0)
+                # a cast names itself as its destination
+                sources = tuple(first + s if s < n else targets[s - n] for s in t["src"] if s >= 0 and s != i)
                 label = t["name"]
                 if not label or label.startswith(" ("):
                     of = sources[0] if sources else None
