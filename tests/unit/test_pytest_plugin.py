@@ -20,6 +20,8 @@ ROOT = Path(__file__).parents[2]
 
 # an installed pyggml brings the plugin itself
 PLUGIN = ("-p", "no:pyggml", "-p", "pyggml.testing.pytest_plugin", "-p", "no:cacheprovider")
+# a warning is a failure, but for pytest's about the hook of an editable install (see pyproject.toml)
+STRICT = ("-W", "error", "-W", "ignore:Module already imported so cannot be rewritten; _:pytest.PytestAssertRewriteWarning")
 
 MAKE = """
     import dataclasses
@@ -42,10 +44,15 @@ MAKE = """
 """
 
 
-def pytest_says(folder: Path, source: str, *options: str, plugin: tuple[str, ...] = PLUGIN) -> subprocess.CompletedProcess[str]:
+WITHOUT_SITE = f"import sys; sys.path[1:1] = {[str(Path(pytest.__file__).parents[1])]!r}; import pytest; sys.exit(pytest.main(sys.argv[1:]))"
+
+
+def pytest_says(
+    folder: Path, source: str, *options: str, plugin: tuple[str, ...] = PLUGIN, python: tuple[str, ...] = ("-m", "pytest")
+) -> subprocess.CompletedProcess[str]:
     text = "\n".join(line.removeprefix("    ") for line in source.splitlines())
     (folder / "test_it.py").write_text(text, encoding="utf-8")
-    command = [sys.executable, "-m", "pytest", "-W", "error", "--rootdir", str(folder), *plugin, *options, "test_it.py"]
+    command = [sys.executable, *python, *STRICT, "--rootdir", str(folder), *plugin, *options, "test_it.py"]
     # the package may be found by the working directory, which is another one there
     home = str(Path(gg.__file__).parents[1])
     paths = [home] if home in map(os.path.abspath, sys.path) else []
@@ -220,7 +227,8 @@ def test_a_broken_installation_breaks_no_other_tests(tmp_path: Path) -> None:
     def test_fails():
         assert 1 == 2
     """
-    done = pytest_says(tmp_path, source, "-q")
+    # without site-packages' .pth files: that of an editable install would find the real package
+    done = pytest_says(tmp_path, source, "-q", python=("-S", "-c", WITHOUT_SITE))
     assert "1 failed, 1 passed" in done.stdout and "pyggml" not in done.stdout.split("1 == 2", 1)[1].replace("test_it", ""), done.stdout
 
 
