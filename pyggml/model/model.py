@@ -318,6 +318,7 @@ class Model(Handle):
             UnsupportedError: the model has no template, or one that llama.cpp does not know (it runs no Jinja).
             ArgumentError: messages of another form.
         """
+        self._check_open()
         return apply_chat_template(self._template(template), messages, add_assistant=add_assistant)
 
     def _template(self, given: str | None) -> str:

@@ -29,6 +29,7 @@ class Vocabulary:
         return self._loaded.vocab
 
     def __len__(self) -> int:
+        _ = self._loaded.ptr  # it raises where the model is closed, as everything else does
         return self._n
 
     @property
