@@ -134,11 +134,10 @@ class Context(Handle):
             with self._changing(poisons=False):
                 if self._step(token, seq):
                     return self._logits_of_one()
-        self._check_open()
-        batch = _batch_of(tokens, seq, pos, logits)
-        self._need_logits()
-        self._refuse_simulated("no logits were computed")
         with span("decode"), self._changing(poisons=False):
+            batch = _batch_of(tokens, seq, pos, logits)
+            self._need_logits()
+            self._refuse_simulated("no logits were computed")
             ids, at, seqs, wanted = self._laid_out(batch, from_empty)
             watch = self._native.observe(observer) if observer is not None else contextlib.nullcontext()
             out = np.empty((int(wanted.sum()), self._n_vocab), np.float32)

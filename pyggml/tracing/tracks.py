@@ -15,7 +15,8 @@ class Slice:
     """A stretch of a track."""
 
     category: str
-    """The kind of the event; ``idle``: the device had nothing to do; ``launch``: it had been asked, and had not begun."""
+    """The kind of the event; ``idle``: the device had nothing to do; ``launch``: it had been asked, and had not begun;
+    ``outside``: the host was in no part of a run."""
     name: str
     start: int
     end: int
@@ -40,7 +41,8 @@ def tracks(trace: Trace) -> tuple[Track, ...]:
     """Devices first, in their order, then host threads.
 
     On tracks of devices whose times are known, what lies between the events is there as ``idle`` and ``launch``, so that
-    the slices of such a track add up to the whole trace.
+    the slices of such a track add up to the whole trace. On host threads it is there as ``outside``: what the program did
+    besides.
     """
     queues: dict[int, list[TraceEvent]] = {}
     calls: dict[tuple[int, int], list[TraceEvent]] = {}
@@ -68,8 +70,20 @@ def tracks(trace: Trace) -> tuple[Track, ...]:
             found.append(Track(name, device, thread, timing, tuple(slices)))
     for thread, events in sorted(hosts.items()):
         name = "host" if len(hosts) == 1 else f"host thread {thread}"
-        found.append(Track(name, -1, thread, "exact", tuple(_slice(trace, e, summed) for e in events)))
+        found.append(Track(name, -1, thread, "exact", tuple(_with_outside(trace, events, summed))))
     return tuple(found)
+
+
+def _with_outside(trace: Trace, events: Iterable[TraceEvent], summed: dict[tuple[int, int], str]) -> Iterable[Slice]:
+    """The slices of a host thread, which contain others, and between them what no part of a run accounts for."""
+    at = 0
+    for e in events:  # by their beginnings, the longer first
+        if e.start > at:
+            yield Slice("outside", "outside of runs", at, e.start)
+        yield _slice(trace, e, summed)
+        at = max(at, e.end)
+    if trace.wall > at:
+        yield Slice("outside", "outside of runs", at, trace.wall)
 
 
 def _filled(trace: Trace, events: Iterable[TraceEvent], summed: dict[tuple[int, int], str]) -> Iterable[Slice]:
