@@ -157,13 +157,16 @@ def test_three_devices_one_without_a_share(worker: Worker, model: Callable[[str]
 
 @pytest.mark.parametrize("shares", SHARES, ids=["1,1", "3,1"])
 def test_one_kv_head(worker: Worker, model: Callable[[str], TinyModel], shares: tuple[float, ...]) -> None:
-    """One device has no head at all. Upstream clears its summand by multiplying it by zero, which NaN survives."""
+    """Query heads are split, the KV head that they share is on both devices. llama.cpp would leave one without a head, and
+    clear its summand by multiplying it by zero, which NaN survives: see `test_device_without_a_share` for such devices."""
     tiny = model("qwen3-one-kv-head")
     assert tiny.n_head_kv == 1 < tiny.n_head
     result = worker(vw.split, os.fspath(tiny), PAIR, shares)
     check_logits(worker, tiny, result)
-    assert any(not all(r.computes) for r in result.ran.allreduces)
-    assert any(all(r.computes) for r in result.ran.allreduces)
+    q, k = (result.ran[f"blk.0.attn_{name}.weight"].split for name in "qk")
+    assert q is not None and [c / sum(q.counts) for c in q.counts] == [s / sum(shares) for s in shares]
+    assert str(k) == "M"
+    assert all(all(r.computes) for r in result.ran.allreduces)
 
 
 @pytest.mark.parametrize("devices", ["vcpu:1,Vulkan0", "Vulkan0,vcpu:1"])

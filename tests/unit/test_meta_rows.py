@@ -64,7 +64,10 @@ def test_a_model_with_one_kv_head(tmp_path: Path, arch: str, n_tokens: int) -> N
         split = model.logits(tokens)
         plan = model.plan(n_tokens)
     assert gg.nmse(split, one) <= 1e-9
-    assert any(not all(r.computes) for r in plan.allreduces)
+    # the query heads are split, the KV head that they share is on every device: all have a summand of every sum
+    n = tiny.n_head * tiny.head_dim // 2
+    assert [str(plan[f"blk.0.attn_{name}.weight"].split) for name in "qkv"] == [f"S1 {n}:{n}", "M", "M"]
+    assert plan.allreduces and all(all(r.computes) for r in plan.allreduces)
 
 
 @pytest.mark.parametrize("shares", [(1, 0), (0, 1)])
