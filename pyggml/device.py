@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,7 @@ __all__ = [
 
 MAX_META_DEVICES = 16  # GGML_BACKEND_META_MAX_DEVICES, of an internal header
 _MAX_VIRTUAL = 64
+_MAX_SIMULATED = 1024  # at once
 _MAX_BYTES = (1 << 63) - 1
 
 _TYPES = {
@@ -254,19 +256,23 @@ def simulated(
     """Devices made from a description: they allocate and compute nothing, and record what they are asked.
 
     Args:
-        name: their name; with ``n`` > 1 a number is appended.
+        name: their name; with ``n`` > 1 a number is appended (``SIM0``; behind a digit ``rtx3090-0``).
         n: how many.
         memory: bytes each has; allocation beyond it fails as on a real device. 0: unlimited.
         bandwidth: of the memory, bytes/s, for estimates; 0: unknown.
         flops: FLOP/s, for estimates; 0: unknown.
         comm: whether they have an all-reduce of their own (as CUDA with NCCL has), else ggml's butterfly.
     """
-    whole("simulated(): n", n, 1, _MAX_BYTES)
+    whole("simulated(): n", n, 1, _MAX_SIMULATED)
     whole("simulated(): memory", memory, 0, _MAX_BYTES)
     if bandwidth < 0 or flops < 0:
         raise ArgumentError(f"simulated(n={n}, memory={memory}, bandwidth={bandwidth}, flops={flops}): none may be negative")
     about = f"simulated, {memory / _GIB:.1f} GiB" if memory else "simulated"
-    return [_simulated(f"{name}{i}" if n > 1 else name, about, memory, bandwidth, flops, None, comm) for i in range(n)]
+    return [_simulated(_numbered(name, i) if n > 1 else name, about, memory, bandwidth, flops, None, comm) for i in range(n)]
+
+
+def _numbered(name: str, i: int) -> str:
+    return f"{name}{'-' if name[-1:].isdigit() else ''}{i}"
 
 
 def twin(real: Device, *, comm: bool = False) -> Device:
@@ -309,11 +315,18 @@ def get_device(name: str) -> Device:
     raise DeviceNotFoundError(f"no device named {name!r}; found: {have}; virtual ones are called vcpu:<how many>")
 
 
+_SIMULATED = re.compile(
+    r"sim:(?:(?P<n>\d+)|(?P<name>[a-z][\w. -]*))(?:@(?P<memory>\d+(?:\.\d+)?)(?P<unit>[KMGT])?(?:i?B)?)?", re.IGNORECASE | re.ASCII
+)
+_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": _GIB, "T": 1 << 40}
+
+
 def parse_devices(spec: str | Sequence[Device] | Device) -> list[Device]:
     """Devices from a command line's words.
 
-    ``vcpu:2`` two virtual CPU devices (``vcpu:2x4``: of four threads each), ``sim:2`` two simulated ones,
-    ``rpc:host:port`` a server's, ``CUDA`` all of a backend, ``CUDA0,Vulkan0`` by name, separated by commas.
+    ``vcpu:2`` two virtual CPU devices (``vcpu:2x4``: of four threads each), ``sim:2@24GiB`` two simulated ones of that
+    memory (without it: unlimited), ``sim:rtx3090@24GiB`` one of that name, ``rpc:host:port`` a server's, ``CUDA`` all of a
+    backend, ``CUDA0,Vulkan0`` by name, separated by commas. Virtual and simulated ones are numbered through.
     """
     if isinstance(spec, Device):
         return [spec]
@@ -323,14 +336,26 @@ def parse_devices(spec: str | Sequence[Device] | Device) -> list[Device]:
         return list(spec)
     found: list[Device] = []
     n_virtual = 0
-    for word in filter(None, (w.strip() for w in spec.split(","))):
+    words = [w.strip() for w in spec.split(",") if w.strip()]
+    simulations = [_SIMULATED.fullmatch(word) for word in words]
+    # unlike ones together have names to be told apart by, too
+    of_name: Counter[str] = Counter()
+    for word, m in zip(words, simulations, strict=True):
+        if m:
+            of_name[m["name"] or "SIM"] += whole(f"{word!r}: simulated devices", int(m["n"] or 1), 1, _MAX_SIMULATED)
+    begun: Counter[str] = Counter()
+    for word, match in zip(words, simulations, strict=True):
+        if match:
+            name, unit = match["name"] or "SIM", _UNITS[(match["unit"] or "G").upper()]
+            for _ in range(int(match["n"] or 1)):
+                one = _numbered(name, begun[name]) if of_name[name] > 1 else name
+                found += simulated(one, memory=int(float(match["memory"] or 0) * unit))
+                begun[name] += 1
+            continue
         if match := re.fullmatch(r"vcpu:(\d+)(?:x(\d+))?", word, re.IGNORECASE):
             n = int(match[1])
             found += virtual_cpus(n, threads=int(match[2] or 1), first=n_virtual)
             n_virtual += n
-        elif match := re.fullmatch(r"sim:(\d+)(?:@(\d+(?:\.\d+)?)([KMGT])?(?:i?B)?)?", word, re.IGNORECASE):
-            unit = {"K": 1 << 10, "M": 1 << 20, "G": _GIB, "T": 1 << 40}[(match[3] or "G").upper()]
-            found += simulated("SIM", n=int(match[1]), memory=int(float(match[2] or 0) * unit))
         elif word.lower().startswith("rpc:"):
             found += rpc(word[4:])
         elif word.lower() in {d.backend.lower() for d in devices()} - {d.name.lower() for d in devices()}:

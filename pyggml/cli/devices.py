@@ -27,5 +27,5 @@ def devices() -> None:
     console.print(table)
     console.print(
         "\nVCPU devices are made on demand: -dev vcpu:2 is two of them, vcpu:2x4 of four threads each. "
-        "-dev sim:2@24GiB is two simulated devices, for plans. -dev rpc:HOST:PORT is an RPC server."
+        "-dev sim:2@24GiB is two simulated devices, for plans; -dev sim:rtx3090@24GiB,sim:rtx4060@8GiB two unlike ones. -dev rpc:HOST:PORT is an RPC server."
     )

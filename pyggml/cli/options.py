@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DEVICES_HELP", "MODES", "ListOf", "RuleType", "Shares", "TokenIds", "all_rules", "loading_options", "model_options", "options_of", "prompt_options", "prompt_text"]
 
-DEVICES_HELP = "Devices, separated by commas: vcpu:2 (virtual CPUs), sim:2@24GiB (simulated), CUDA0,CUDA1, Vulkan, rpc:HOST:PORT."
+DEVICES_HELP = "Devices, separated by commas: vcpu:2 (virtual CPUs), sim:2@24GiB or sim:rtx3090@24GiB,sim:rtx4060@8GiB (simulated), CUDA0,CUDA1, Vulkan, rpc:HOST:PORT."
 MODES = click.Choice(["none", "layer", "row", "tensor"])
 
 

@@ -35,14 +35,14 @@ def cases(folder: Path) -> Iterator[Case]:
     }
     names = (
         "CUDA7", "CUDA99", "Vulkan12", "ROCm0", "Metal", "gpu", "cuda:0", "TPU0", "CPU0", "CPU1", "vcpu", "vcpu:x", "vcpu:-1", "vcpu:99",
-        "vcpu:65", "sim:x", "é", "a b", "0", "VCPU64",
+        "vcpu:65", "sim:2@lots", "sim:", "é", "a b", "0", "VCPU64",
     )  # fmt: skip
     for name in names:
         for door, call in doors.items():
             if door == "parse_devices" and name == "0":
                 continue
             yield Case(f"{door}({name!r})", lambda c=call, n=name: c(n), (name.removeprefix("vcpu:").removeprefix("VCPU"),), ABSENT)
-    for name in ("", ",", " , ,", "CPU,CUDA99", "vcpu:2,nothing", "vcpu:0", "sim:0", "vcpu:2x0", "vcpu:2x9999"):
+    for name in ("", ",", " , ,", "CPU,CUDA99", "vcpu:2,nothing", "vcpu:0", "sim:0", "sim:99999999999", "vcpu:2x0", "vcpu:2x9999"):
         word = [w for w in name.replace(" ", "").split(",") if w and w != "CPU" and not w.startswith("vcpu:2,")]
         yield Case(f"parse_devices({name!r})", lambda n=name: gg.parse_devices(n), (word[-1].split(":")[-1].split("x")[-1] if word else "vcpu:2",), ABSENT)
     for backend in ("CUDA", "Vulkan", "ROCm", "Metal", "SYCL", "nothing", "", "CPU0", "VCPU9"):
