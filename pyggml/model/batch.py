@@ -60,7 +60,10 @@ def token_ids(tokens: Tokens) -> npt.NDArray[Any]:
     Raises:
         ArgumentError: none, or no list of integers.
     """
-    ids = np.asarray(tokens)
+    try:
+        ids = np.asarray(tokens)
+    except ValueError:  # lists of unequal lengths
+        raise ArgumentError("tokens must be a list of at least one token id, got lists of unequal lengths; a Batch takes several sequences") from None
     if ids.ndim != 1 or ids.size == 0 or ids.dtype.kind not in "iu":
         raise ArgumentError(f"tokens must be a list of at least one token id, got {ids.dtype} of shape {ids.shape}")
     return ids

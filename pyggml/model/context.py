@@ -23,7 +23,7 @@ from .batch import Batch, Tokens, single_token, token_ids
 from .loading import LoadedModel, failure
 from .memory import MemoryUse, memory_of
 from .native_context import NativeContext, Observer
-from .options import ENCODERS, MAX_TOKENS, POOLING, ContextOptions, check_cache
+from .options import ENCODERS, MAX_TOKENS, POOLING, ContextOptions, check_cache, check_pooling
 from .sampling import Sampler, SamplerOptions, sampler_options
 from .state import Envelope, describe, opened, sealed
 from .vocabulary import Vocabulary
@@ -54,6 +54,7 @@ class Context(Handle):
     def __init__(self, loaded: LoadedModel, options: ContextOptions) -> None:
         options.check(loaded.options.split_mode)
         check_cache(loaded.info, options)
+        check_pooling(loaded.info, options)
         self.options = options
         self.name = loaded.info.path.name
         self._devices = loaded.devices
@@ -130,6 +131,8 @@ class Context(Handle):
             IndexRangeError: a token is not in the vocabulary, or there is no such sequence.
             ArgumentError: they do not fit into the context, or positions leave a gap.
         """
+        if observer is not None and not callable(observer):
+            raise ArgumentError(f"observer={observer!r:.80}: expected a function of (name, op, value)")
         if observer is None and pos is None and not from_empty and logits in ("last", "all") and (token := single_token(tokens)) >= 0:
             with self._changing(poisons=False):
                 if self._step(token, seq):
@@ -282,6 +285,7 @@ class Context(Handle):
             max_tokens: None: until the model ends it or the context is full.
             sampler: None: llama.cpp's usual chain.
             on_full: ``stop``, or ``shift``: forget the older half behind the first ``keep`` tokens, and go on.
+            keep: fewer than a sequence can have.
             changes: fields of `SamplerOptions` that are to differ, such as ``temperature=0`` or ``seed=1``.
 
         Returns:
@@ -295,6 +299,8 @@ class Context(Handle):
         if max_tokens is not None:
             whole("max_tokens", max_tokens, 0, MAX_TOKENS)
         whole("keep", keep, 0, MAX_TOKENS)
+        if on_full == "shift" and keep >= self.n_ctx_seq:
+            raise ArgumentError(f"keep={keep}: a shift must forget something; fewer than the {self.n_ctx_seq} tokens of the context can be kept")
         self._check_open()
         self._need_logits()
         self._refuse_simulated("nothing was generated")
@@ -333,7 +339,7 @@ class Context(Handle):
                 if end >= self.n_ctx_seq:
                     if not shift:
                         return
-                    self.shift((end - keep) // 2, keep=keep, seq=seq)
+                    self.shift(max((end - keep) // 2, 1), keep=keep, seq=seq)
                 self._feed([token], seq)
         finally:
             if mine:
@@ -518,6 +524,8 @@ class Context(Handle):
         Raises:
             ArgumentError: an adapter of another model. ClosedError: one is closed.
         """
+        if not isinstance(adapters, (Mapping, Sequence)):
+            raise ArgumentError(f"set_adapters({adapters!r:.80}): expected a list of adapters, or a dict of adapters and scales; none: []")
         scaled = dict(adapters) if isinstance(adapters, Mapping) else dict.fromkeys(adapters, 1.0)
         for one, scale in scaled.items():
             if not isinstance(one, Adapter) or one.loaded is not self._native.loaded:

@@ -15,12 +15,12 @@ from .._ffi import lib
 from ..device import MAX_META_DEVICES, Device, parse_devices
 from ..dtype import as_dtype
 from ..errors import ArgumentError, DTypeError, SplitError, UnsupportedError
-from ..gguf_info import GGUFInfo
+from ..gguf_info import GGUFArray, GGUFInfo
 from ..meta import MetaDevice
 from ..split import Rule, TensorInfo, decide
 from .arch_rules import NO_RULES, arch_rules
 
-__all__ = ["FLASH", "ContextOptions", "Devices", "ModelOptions", "Progress", "cache_type", "check_arch", "check_cache", "check_rules", "devices_of", "misfits", "shares_of"]
+__all__ = ["FLASH", "ContextOptions", "Devices", "ModelOptions", "Progress", "cache_type", "check_arch", "check_cache", "check_pooling", "check_rules", "devices_of", "misfits", "shares_of"]
 
 SPLIT_MODES = ("none", "layer", "tensor")
 FLASH = {"auto": -1, "on": 1, "off": 0}
@@ -173,6 +173,24 @@ def check_cache(info: GGUFInfo, options: ContextOptions) -> None:
             )
     if as_dtype(options.type_v).block_size > 1 and options.flash_attn == "off":
         raise UnsupportedError(f"type_v={options.type_v!r} needs flash attention: flash_attn='on' or 'auto', or type_v='f16'")
+
+
+def check_pooling(info: GGUFInfo, options: ContextOptions) -> None:
+    """Raises UnsupportedError for ranks without a classifier: llama.cpp would hand out the first numbers of an embedding."""
+    if not options.embeddings or (options.pooling or info.metadata.get(f"{info.arch}.pooling_type")) not in ("rank", POOLING["rank"]):
+        return
+    others = ", ".join(repr(p) for p in POOLING if p not in (None, "rank"))
+    shapes = {t.name: t.ne for t in info.tensors}
+    last = next((name for name in ("cls.output.weight", "cls.weight") if name in shapes), None)
+    if last is None:
+        raise UnsupportedError(f"pooling='rank' needs a classifier, and {info.path.name} has none (no cls.output.weight); pooling is one of {others} here")
+    labels = info.metadata.get(f"{info.arch}.classifier.output_labels")
+    expected = len(labels) if isinstance(labels, GGUFArray) else 1
+    if shapes[last][1] != expected:
+        raise UnsupportedError(
+            f"pooling='rank': the classifier of {info.path.name} ends in {last} with {shapes[last][1]} outputs, and llama.cpp reads {expected} "
+            f"(classifier.output_labels); pooling is one of {others} here"
+        )
 
 
 def shares_of(given: Any) -> tuple[float, ...] | None:

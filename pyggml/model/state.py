@@ -76,7 +76,12 @@ def opened(expected: Envelope, data: bytes) -> bytes:
     about, state = data[_HEAD.size : _HEAD.size + n_about], data[_HEAD.size + n_about :]
     if zlib.crc32(state, zlib.crc32(about)) != crc:
         raise FileFormatError("a saved state was changed since it was saved: its checksum differs")
-    found = json.loads(about)
+    try:
+        found = json.loads(about)
+    except ValueError as error:
+        raise FileFormatError(f"a saved state whose description is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise FileFormatError(f"a saved state whose description is no table, but {found!r:.40}")
     wanted = asdict(expected)
     for key, value in wanted.items():
         if found.get(key) != value:

@@ -11,7 +11,9 @@ import pytest
 from split_cases import F32, tokens_of
 
 import pyggml as gg
+from pyggml.gguf_check import GGUFArray, check_gguf
 from pyggml.testing import TinyModel, tiny_gguf
+from pyggml.testing.exact import exact_gelu
 from pyggml.testing.gguf_writer import write_gguf
 
 Make = Callable[..., TinyModel]
@@ -34,6 +36,12 @@ def loaded(model: TinyModel, mode: str, **options: Any) -> gg.Model:
 def words(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     """A llama with a tokenizer."""
     return tiny_gguf(tmp_path_factory.mktemp("words") / "words.gguf", vocab="bytes")
+
+
+@pytest.fixture
+def exactly() -> Iterator[None]:
+    with exact_gelu():
+        yield
 
 
 # --- sequences
@@ -191,6 +199,23 @@ def test_a_full_context(words: TinyModel, mode: str) -> None:
         assert n + len(stopped) == 33  # the last one is chosen, but not put into the cache
         shifted = list(m.generate("the cat", temperature=0, logit_bias={2: -np.inf}, on_full="shift", max_tokens=100))
         assert len(shifted) == 100 and [t.id for t in shifted[: len(stopped)]] == [t.id for t in stopped]
+        with m.context(n_ctx=2) as small:  # one token is forgotten at least
+            assert len(list(small.generate([5], temperature=0, logit_bias={2: -np.inf}, on_full="shift", max_tokens=10))) == 10
+        assert len(list(m.generate("the cat", on_full="shift", keep=31, max_tokens=50, logit_bias={2: -np.inf}))) == 50
+        with pytest.raises(gg.ArgumentError, match=r"keep=32: .* fewer than the 32 tokens"):
+            m.generate("the cat", on_full="shift", keep=32)
+
+
+def test_arguments_that_are_none(tiny: Make) -> None:
+    with loaded(tiny("llama"), "tensor") as m, m.context() as context:
+        with pytest.raises(gg.ArgumentError, match="unequal lengths"):
+            context.decode([[1, 2], [3]])  # type: ignore[list-item]
+        with pytest.raises(gg.ArgumentError, match="observer=3"):
+            context.decode([1, 2], observer=3)  # type: ignore[arg-type]
+        for wrong in (None, 5):
+            with pytest.raises(gg.ArgumentError, match="list of adapters"):
+                context.set_adapters(wrong)  # type: ignore[arg-type]
+        assert context.decode([1, 2]).shape == (1, m.n_vocab), "a refused argument poisoned the context"
 
 
 def test_generating_costs_nothing_that_grows_with_the_vocabulary(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,6 +351,50 @@ def test_pooling_is_what_it_says(tiny: Make) -> None:
             m.default_context.embed([a])
         with m.context(embeddings=True) as context, pytest.raises(gg.ArgumentError, match="text 1 has 3000 tokens"):
             context.embed([a, [1] * 3000])
+
+
+@pytest.mark.parametrize("name, n_labels", [("bert", 1), ("bert", 3), ("qwen3", 2)])
+@pytest.mark.usefixtures("exactly")
+def test_ranks(tmp_path: Path, name: str, n_labels: int) -> None:
+    """A classifier behind the first token of an encoder, or behind the last one of a decoder, in every mode."""
+    bare = tiny_gguf(tmp_path / "bare.gguf", name)
+    info = check_gguf(bare)
+    rng = np.random.default_rng(n_labels)
+    matrices = {"cls.output.weight": rng.standard_normal((n_labels, bare.n_embd)).astype(np.float32)}
+    if name == "bert":
+        matrices["cls.weight"] = (rng.standard_normal((bare.n_embd, bare.n_embd)) / np.sqrt(bare.n_embd)).astype(np.float32)
+    with gg.Model(bare, **F32) as m:
+        old = {t.name: m.weight(t.name) for t in info.tensors if not t.name.startswith("cls")}
+    metadata = {k: v.load() if isinstance(v, GGUFArray) else v for k, v in info.metadata.items()}
+    labels = {} if n_labels == 1 else {f"{name}.classifier.output_labels": [f"label {i}" for i in range(n_labels)]}
+    model = write_gguf(tmp_path / "rank.gguf", {**metadata, **labels}, {**old, **matrices})
+    texts = [tokens_of(bare, n, n) for n in (7, 1, 12)]
+    with gg.Model(bare, **F32) as m, m.context(embeddings=True, pooling="cls" if name == "bert" else "last") as context:
+        x = np.stack(context.embed(texts, normalize=False)).astype(np.float64)
+    if name == "bert":
+        x = np.tanh(x @ matrices["cls.weight"].T)
+    want = x @ matrices["cls.output.weight"].T
+    if name == "qwen3":
+        want = np.exp(want) / np.exp(want).sum(-1, keepdims=True)
+    for mode in MODES:
+        with gg.Model(model, **{**F32, **MODES[mode]}) as m, m.context(embeddings=True, pooling="rank", n_seq_max=3) as context:
+            got = context.embed(texts)
+            assert [v.shape for v in got] == [(n_labels,)] * 3 and gg.nmse(np.stack(got), want) <= TOLERANCE, mode
+
+
+def test_ranks_need_a_classifier(tiny: Make, tmp_path: Path) -> None:
+    """llama.cpp hands out the first numbers of the embedding otherwise."""
+    with gg.Model(tiny("llama"), "vcpu:2", split_mode="tensor") as m, pytest.raises(gg.UnsupportedError, match=r"needs a classifier.*'mean'"):
+        m.context(embeddings=True, pooling="rank")
+    bare = tiny_gguf(tmp_path / "bare.gguf", "bert")
+    info = check_gguf(bare)
+    metadata = {k: v.load() if isinstance(v, GGUFArray) else v for k, v in info.metadata.items()}
+    with gg.Model(bare) as m:
+        old = {t.name: m.weight(t.name) for t in info.tensors if not t.name.startswith("cls")}
+    dense = np.ones((bare.n_embd, bare.n_embd), np.float32)
+    model = write_gguf(tmp_path / "rank.gguf", {**metadata, "bert.pooling_type": 4}, {**old, "cls.weight": dense})
+    with gg.Model(model) as m, pytest.raises(gg.UnsupportedError, match=r"ends in cls\.weight .* llama.cpp reads 1"):
+        m.context(embeddings=True)
 
 
 # --- adapters
