@@ -10,7 +10,7 @@ __all__ = ["to_svg"]
 
 # one hue a split mode, apart also for the colour-blind (Okabe and Ito)
 _COLOURS = {"none": "#999999", "layer": "#56b4e9", "tensor": "#e69f00"}
-_CHAR, _BAR, _GAP, _TITLE, _WIDTH, _VALUE = 7.2, 18, 8, 34, 420, 190
+_CHAR, _BAR, _GAP, _TITLE, _WIDTH = 7.2, 18, 8, 34, 420
 _TEXT = "#222222"
 
 
@@ -45,7 +45,8 @@ def to_svg(report: BenchReport) -> str:
         _text(16, 24, f"{title}: tokens per second", weight="bold", size=16),
         _text(16, 44, f"mean and standard deviation of {n}; times over {_bases(report)}", fill="#666666"),
     ]
-    width, height = left + _WIDTH + _VALUE, y + 30
+    values = 24 + _CHAR * max(len(_value(r)) for r in report.results)
+    width, height = left + _WIDTH + values, y + 30
     return "\n".join([
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" viewBox="0 0 {width:.0f} {height:.0f}" '
         'font-family="DejaVu Sans, Verdana, sans-serif" font-size="12">',
@@ -66,9 +67,13 @@ def _bar(r: BenchResult, label: str, left: float, y: float, scale: float) -> lis
             f'<line x1="{low:.1f}" y1="{middle:.1f}" x2="{high:.1f}" y2="{middle:.1f}" stroke="{_TEXT}"/>',
             *(f'<line x1="{x:.1f}" y1="{middle - 4:.1f}" x2="{x:.1f}" y2="{middle + 4:.1f}" stroke="{_TEXT}"/>' for x in (low, high)),
         ]
-    reduced = "" if r.reduction.name == "none" else f", {r.reduction}"
-    out.append(_text(max(high, left + length) + 8, middle + 4, f"{r.avg_ts:.{0 if r.avg_ts >= 1000 else 1 if r.avg_ts >= 100 else 2}f}  ({r.speedup:.2f}x{reduced})"))
+    out.append(_text(max(high, left + length) + 8, middle + 4, _value(r)))
     return out
+
+
+def _value(r: BenchResult) -> str:
+    reduced = "" if r.reduction.name == "none" else f", {r.reduction}"
+    return f"{r.avg_ts:.{0 if r.avg_ts >= 1000 else 1 if r.avg_ts >= 100 else 2}f}  ({r.speedup:.2f}x{reduced})"
 
 
 def _labels(report: BenchReport) -> dict[BenchSetup, str]:
