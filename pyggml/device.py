@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 from ._arguments import text, whole
@@ -188,6 +190,8 @@ def devices(backend: str | None = None) -> list[Device]:
     found = [Device(lib.ggml_backend_dev_get(i)) for i in range(lib.ggml_backend_dev_count())]
     if backend is None:
         return found
+    if not isinstance(backend, str):
+        raise ArgumentError(f"devices({backend!r:.80}): the name of a backend is a str, such as 'CUDA'")
     chosen = [d for d in found if d.backend.lower() == backend.lower()]
     if not chosen:
         have = ", ".join(f"{d.name} ({d.backend})" for d in found) or "none"
@@ -211,10 +215,11 @@ def virtual_cpus(n: int, threads: int = 1, memory: int | None = None, first: int
         memory: bytes that each may allocate from now on; None: what the host has.
         first: the number of the first one; the same number is always the same device.
     """
-    if not n >= 1 or first < 0 or first + n > _MAX_VIRTUAL:
+    n = whole("virtual_cpus(): n", n, -_MAX_BYTES, _MAX_BYTES)
+    first = whole("virtual_cpus(): first", first, -_MAX_BYTES, _MAX_BYTES)
+    if n < 1 or first < 0 or first + n > _MAX_VIRTUAL:
         raise ArgumentError(f"virtual_cpus({n}, first={first}): devices 0 to {_MAX_VIRTUAL - 1} are possible")
-    if not 1 <= threads <= 512:
-        raise ArgumentError(f"virtual_cpus(threads={threads}): 1 to 512 threads are possible")
+    threads = whole("virtual_cpus(): threads", threads, 1, 512)
     if memory is not None:
         whole("virtual_cpus(): memory", memory, 0, _MAX_BYTES)
     found = []
@@ -265,8 +270,11 @@ def simulated(
     """
     whole("simulated(): n", n, 1, _MAX_SIMULATED)
     whole("simulated(): memory", memory, 0, _MAX_BYTES)
-    if bandwidth < 0 or flops < 0:
-        raise ArgumentError(f"simulated(n={n}, memory={memory}, bandwidth={bandwidth}, flops={flops}): none may be negative")
+    for what, value in (("bandwidth", bandwidth), ("flops", flops)):
+        if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < math.inf:
+            raise ArgumentError(f"simulated(): {what}={value!r:.40}: expected a finite number, 0 or more")
+    if not isinstance(comm, bool):
+        raise ArgumentError(f"simulated(): comm={comm!r:.40}: expected True or False")
     about = f"simulated, {memory / _GIB:.1f} GiB" if memory else "simulated"
     return [_simulated(_numbered(name, i) if n > 1 else name, about, memory, bandwidth, flops, None, comm) for i in range(n)]
 
@@ -306,7 +314,9 @@ def get_device(name: str) -> Device:
     Raises:
         DeviceNotFoundError: there is none of that name; the message lists those there are.
     """
-    if match := re.fullmatch(r"vcpu:?(\d+)", name, re.IGNORECASE):
+    if not isinstance(name, str):
+        raise ArgumentError(f"get_device({name!r:.80}): a device's name is a str, such as 'CUDA0'")
+    if match := re.fullmatch(r"vcpu:?(\d{1,18})", name, re.IGNORECASE | re.ASCII):
         return virtual_cpus(1, first=int(match[1]))[0]
     for found in devices():
         if found.name.lower() == name.lower():
@@ -316,7 +326,7 @@ def get_device(name: str) -> Device:
 
 
 _SIMULATED = re.compile(
-    r"sim:(?:(?P<n>\d+)|(?P<name>[a-z][\w. -]*))(?:@(?P<memory>\d+(?:\.\d+)?)(?P<unit>[KMGT])?(?:i?B)?)?", re.IGNORECASE | re.ASCII
+    r"sim:(?:(?P<n>\d{1,18})|(?P<name>[a-z][\w. -]*))(?:@(?P<memory>\d{1,18}(?:\.\d+)?)(?P<unit>[KMGT])?(?:i?B)?)?", re.IGNORECASE | re.ASCII
 )
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": _GIB, "T": 1 << 40}
 
@@ -352,7 +362,7 @@ def parse_devices(spec: str | Sequence[Device] | Device) -> list[Device]:
                 found += simulated(one, memory=int(float(match["memory"] or 0) * unit))
                 begun[name] += 1
             continue
-        if match := re.fullmatch(r"vcpu:(\d+)(?:x(\d+))?", word, re.IGNORECASE):
+        if match := re.fullmatch(r"vcpu:(\d{1,18})(?:x(\d{1,18}))?", word, re.IGNORECASE | re.ASCII):
             n = int(match[1])
             found += virtual_cpus(n, threads=int(match[2] or 1), first=n_virtual)
             n_virtual += n

@@ -368,9 +368,11 @@ class Graph(Handle):
         The meta device is locked meanwhile: an observer that waits for another thread which uses it waits forever.
 
         Raises:
-            UnsupportedError: the graph is not on a meta device.
+            UnsupportedError: the graph is not on a meta device. ArgumentError: the observer is no function.
         """
         self._check_open()
+        if not callable(observer):
+            raise ArgumentError(f"observed(): the observer must be a function of (name, op, value), got {type(observer).__name__}")
         if not isinstance(self.device, MetaDevice):
             raise UnsupportedError(f"nodes are observed on meta devices; this graph is on {self.device.name}: use MetaDevice([device])")
 

@@ -42,6 +42,8 @@ class MetaDevice(Handle):
             raise ArgumentError(f"a meta device of {len(found)} devices: 1 to {MAX_META_DEVICES} are possible")
         if len(set(found)) != len(found):
             raise ArgumentError(f"a device is named twice: {', '.join(d.name for d in found)}")
+        if not isinstance(rules, Iterable):
+            raise ArgumentError(f"MetaDevice: rules={rules!r:.80}: expected rules, or pairs (pattern, split)")
         self.devices: tuple[Device, ...] = tuple(found)
         self.rules: tuple[Rule, ...] = tuple(as_rule(r) for r in rules)
         self._decisions: dict[str, Decision] = {}

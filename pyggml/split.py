@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ._arguments import whole
 from ._ffi import ffi, lib
 from .dtype import DType
 from .errors import ArgumentError, SplitError
@@ -28,8 +29,23 @@ from .errors import ArgumentError, SplitError
 __all__ = ["Decision", "Rule", "Segment", "Split", "SplitState", "TensorInfo", "resolve", "rule"]
 
 MAX_SEGMENTS = 16
+_MAX_INDICES = 1 << 48  # of an axis
+_MAX_REPEATS = (1 << 31) - 1
 _MAX_LAYERS = 10_000
-_SPEC = re.compile(r"S(?P<axis>[0-3])\s*(?:\[(?P<segments>[^\]]*)\])?\s*(?P<shares>[\d.]+(?:\s*:\s*[\d.]+)*)?")
+_SPEC = re.compile(r"S(?P<axis>[0-3])\s*(?:\[(?P<segments>[^\]]*)\])?\s*(?P<shares>[\d.]+(?:\s*:\s*[\d.]+)*)?", re.ASCII)
+_SEGMENT = re.compile(r"\s*(\d{1,18})\s*(?:x\s*(\d{1,18})\s*)?", re.ASCII)
+
+
+def _checked_axis(what: str, axis: Any) -> int | str:
+    if isinstance(axis, str) and axis in ("M", "P"):
+        return axis
+    try:
+        number = operator.index(axis)
+    except TypeError:
+        number = -1
+    if not 0 <= number <= 3:
+        raise ArgumentError(f"{what}(axis={axis!r:.80}): axes are 0 to 3, 'M' and 'P'")
+    return number
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +54,12 @@ class Segment:
 
     ne: tuple[int, ...]
     nr: int = 1
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.ne, (tuple, list)):
+            raise ArgumentError(f"Segment(ne={self.ne!r:.80}): expected a tuple of indices, one number per device")
+        object.__setattr__(self, "ne", tuple(whole(f"Segment: ne[{j}]", n, 0, _MAX_INDICES) for j, n in enumerate(self.ne)))
+        object.__setattr__(self, "nr", whole("Segment: nr", self.nr, 1, _MAX_REPEATS))
 
     def __str__(self) -> str:
         return ":".join(map(str, self.ne)) + (f" x{self.nr}" if self.nr > 1 else "")
@@ -53,8 +75,12 @@ class SplitState:
     """Along the axis, in order; empty for ``M`` and ``P``."""
 
     def __post_init__(self) -> None:
-        if self.axis not in (0, 1, 2, 3, "M", "P"):
-            raise ArgumentError(f"SplitState(axis={self.axis!r}): axes are 0 to 3, 'M' and 'P'")
+        object.__setattr__(self, "axis", _checked_axis("SplitState", self.axis))
+        if not isinstance(self.segments, (tuple, list)) or not all(isinstance(s, Segment) for s in self.segments):
+            raise ArgumentError(f"SplitState(segments={self.segments!r:.80}): expected a tuple of Segment(ne, nr)")
+        object.__setattr__(self, "segments", tuple(self.segments))
+        if self.axis in ("M", "P") and self.segments:
+            raise ArgumentError(f"SplitState(axis={self.axis!r}) with {len(self.segments)} segments: only what is split along an axis has some")
         if isinstance(self.axis, int) and not 1 <= len(self.segments) <= MAX_SEGMENTS:
             raise ArgumentError(f"SplitState(axis={self.axis}) with {len(self.segments)} segments: 1 to {MAX_SEGMENTS} are possible")
         if len({len(s.ne) for s in self.segments}) > 1:
@@ -78,6 +104,27 @@ class SplitState:
 MIRRORED = SplitState("M")
 
 
+def _checked_shares(shares: Any) -> tuple[float, ...]:
+    try:
+        if isinstance(shares, (str, bytes)):
+            raise TypeError("a text is no tuple")
+        found = tuple(float(s) for s in shares)
+        if not found:
+            raise ValueError("there is none")
+        return found
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ArgumentError(f"Split(shares={shares!r:.80}): expected a tuple of numbers, one per device: {error}") from None
+
+
+def _checked_segments(segments: Any) -> tuple[tuple[int, int], ...]:
+    if not isinstance(segments, (tuple, list)) or not segments or not all(isinstance(s, (tuple, list)) and len(s) == 2 for s in segments):
+        raise ArgumentError(f"Split(segments={segments!r:.80}): expected a tuple of pairs (length, repeats)")
+    return tuple(
+        (whole(f"Split: length of segment {k}", n, 0, _MAX_INDICES), whole(f"Split: repeats of segment {k}", r, 0, _MAX_REPEATS))
+        for k, (n, r) in enumerate(segments)
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Split:
     """A split that is asked for: axis, shares, and the segments of the axis. See the module for the notation."""
@@ -87,6 +134,15 @@ class Split:
     segments: tuple[tuple[int, int], ...] | None = None
     """Length and repeats of each stretch; None: the axis is one."""
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "axis", _checked_axis("Split", self.axis))
+        if self.shares is not None:
+            object.__setattr__(self, "shares", _checked_shares(self.shares))
+        if self.segments is not None:
+            object.__setattr__(self, "segments", _checked_segments(self.segments))
+        if not isinstance(self.axis, int) and (self.shares or self.segments):
+            raise ArgumentError(f"Split(axis={self.axis!r}) with shares or segments: only what is split along an axis has some")
+
     @classmethod
     def parse(cls, text: str) -> Split:
         """From the short notation.
@@ -94,6 +150,8 @@ class Split:
         Raises:
             ArgumentError: the text is not in that notation.
         """
+        if not isinstance(text, str):
+            raise ArgumentError(f"{text!r:.80} is no split: a str such as 'S1 3:1' is")
         word = text.strip()
         if word.upper() in ("M", "P"):
             return cls(word.upper())
@@ -106,11 +164,10 @@ class Split:
             raise ArgumentError(f"{text!r}: shares are numbers, such as 3:1") from None
         segments = None
         if match["segments"] is not None:
-            try:
-                parts = [p.strip().split("x") for p in match["segments"].split(",")]
-                segments = tuple((int(p[0]), int(p[1]) if len(p) > 1 else 1) for p in parts)
-            except ValueError:
-                raise ArgumentError(f"{text!r}: segments are lengths with repeats, such as [256,64x2]") from None
+            parts = [_SEGMENT.fullmatch(p) for p in match["segments"].split(",")]
+            if not all(parts):
+                raise ArgumentError(f"{text!r}: segments are lengths with repeats, such as [256,64x2]")
+            segments = tuple((int(p[1]), int(p[2] or 1)) for p in parts if p)
         return cls(int(match["axis"]), shares, segments)
 
     def __str__(self) -> str:
@@ -146,6 +203,23 @@ class Rule:
     units: int | None = None
     """The axis consists of so many equal units (heads) that are not cut; `granularity` counts units then."""
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.pattern, str):
+            raise ArgumentError(f"rule({self.pattern!r:.80}): the pattern is a regular expression, as a str")
+        try:
+            re.compile(self.pattern)
+        except re.error as error:
+            raise ArgumentError(f"rule({self.pattern!r}): not a regular expression: {error}") from None
+        if not (isinstance(self.split, (Split, SplitState)) or callable(self.split)):
+            raise ArgumentError(f"rule({self.pattern!r}): expected a split such as 'S1 3:1', a SplitState or a function, got {self.split!r:.40}")
+        for what, value in (("granularity", self.granularity), ("units", self.units)):
+            if value is None and what == "units":
+                continue
+            number = whole(f"rule({self.pattern!r}): {what}", value, -_MAX_INDICES, _MAX_INDICES)
+            if number < 1:
+                raise ArgumentError(f"rule({self.pattern!r}, {what}={number}): at least 1")
+            object.__setattr__(self, what, number)
+
     def __str__(self) -> str:
         return f"{self.pattern!r}: {self.split if not callable(self.split) else 'a function'}"
 
@@ -172,22 +246,11 @@ def rule(
     Raises:
         ArgumentError: the pattern or the notation is not valid.
     """
-    if not isinstance(pattern, str):
-        raise ArgumentError(f"rule({pattern!r}): the pattern is a regular expression, as a str")
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise ArgumentError(f"rule({pattern!r}): not a regular expression: {error}") from None
-    if not (isinstance(split, (str, Split, SplitState)) or callable(split)):
-        raise ArgumentError(f"rule({pattern!r}): expected a split such as 'S1 3:1', a SplitState or a function, got {split!r:.40}")
-    if granularity < 1:
-        raise ArgumentError(f"rule({pattern!r}, granularity={granularity}): at least 1")
-    if units is not None and units < 1:
-        raise ArgumentError(f"rule({pattern!r}, units={units}): at least 1")
-    if layers is not None:
-        numbers = "|".join(map(str, _layer_numbers(pattern, layers)))
-        pattern = rf"^(?=.*(blk\.|_l)({numbers})(\.|$)).*({pattern})"
-    return Rule(pattern, Split.parse(split) if isinstance(split, str) else split, granularity, units)
+    made = Rule(pattern, Split.parse(split) if isinstance(split, str) else split, granularity, units)
+    if layers is None:
+        return made
+    numbers = "|".join(map(str, _layer_numbers(pattern, layers)))
+    return replace(made, pattern=rf"^(?=.*(blk\.|_l)({numbers})(\.|$)).*({pattern})")
 
 
 def _layer_numbers(pattern: str, given: Any) -> list[int]:
@@ -197,6 +260,8 @@ def _layer_numbers(pattern: str, given: Any) -> list[int]:
         if not all(parts):
             raise wrong
         given = [n for p in parts if p for n in range(int(p[1]), int(p[2] or p[1]) + 1)]
+    if isinstance(given, (bytes, bool)):
+        raise wrong
     try:
         numbers = sorted({operator.index(n) for n in (given if isinstance(given, Iterable) else (given,))})
     except TypeError:
@@ -284,10 +349,12 @@ def resolve(split: Split | SplitState, tensor: TensorInfo, n_devices: int, granu
     shares = split.shares or (1.0,) * n_devices
     if len(shares) != n_devices:
         raise refuse(f"{len(shares)} shares for {n_devices} devices", "as many shares as devices, such as " + ":".join(["1"] * n_devices))
-    if not all(math.isfinite(s) and s >= 0 for s in shares) or sum(shares) <= 0:
+    if not all(math.isfinite(s) and s >= 0 for s in shares) or not 0 < sum(shares) < math.inf:
         raise refuse("shares must be finite, not negative, and not all zero", "shares such as 3:1")
     length = tensor.ne[split.axis]
     segments = split.segments or ((length, 1),)
+    if len(segments) > MAX_SEGMENTS:
+        raise refuse(f"it has {len(segments)} segments, 1 to {MAX_SEGMENTS} are possible", "fewer segments, with repeats such as [64x2]")
     if sum(n * r for n, r in segments) != length or any(n < 1 or r < 1 for n, r in segments):
         raise refuse(
             f"its segments add up to {sum(n * r for n, r in segments)}, axis {split.axis} has {length}", f"segments that add up to {length}"
@@ -316,7 +383,10 @@ def decide(rules: Iterable[Rule], tensor: TensorInfo, n_devices: int, shares: tu
         if split is None:
             continue
         if isinstance(split, str):
-            split = Split.parse(split)
+            try:
+                split = Split.parse(split)
+            except ArgumentError as error:
+                raise ArgumentError(f"the rule {one.pattern!r} gave {split!r:.40} for {tensor.name!r}: {error}") from None
         elif not isinstance(split, (Split, SplitState)):
             raise ArgumentError(f"the rule {one.pattern!r} gave {split!r:.40} for {tensor.name!r}: expected a split such as 'S1', or None")
         if isinstance(split, Split) and isinstance(split.axis, int) and split.shares is None and shares is not None:

@@ -50,6 +50,7 @@ class Weights(Handle, Mapping[str, Tensor]):
     ) -> None:
         if not isinstance(tensors, Mapping):
             raise ArgumentError(f"Weights: tensors must be a dict of arrays by name, got {type(tensors).__name__}")
+        _check_progress(progress)
         arrays = {name: value if isinstance(value, QuantizedArray) else np.asarray(value) for name, value in tensors.items()}
         shapes = {name: (_dtype_of(name, value), _ne_of(name, value)) for name, value in arrays.items()}
         self._place(device, shapes)
@@ -92,6 +93,7 @@ class Weights(Handle, Mapping[str, Tensor]):
         """
         from .gguf_check import check_gguf
 
+        _check_progress(progress)
         try:
             wanted = re.compile(pattern)
         except (re.error, TypeError) as error:
@@ -195,6 +197,11 @@ class Weights(Handle, Mapping[str, Tensor]):
 
     def __repr__(self) -> str:
         return "<Weights (closed)>" if self.closed else f"<{len(self)} Weights on {self.device.name}>"
+
+
+def _check_progress(progress: Any) -> None:
+    if progress is not None and not callable(progress):
+        raise ArgumentError(f"Weights: progress must be a function of (bytes done, bytes in all), got {type(progress).__name__}")
 
 
 def _dtype_of(name: str, value: Any) -> DType:

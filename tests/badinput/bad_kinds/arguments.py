@@ -16,7 +16,7 @@ from pyggml.model import ModelOptions, plan_model
 from pyggml.testing import llama_header, tiny_gguf
 
 SMALL = {"shares": [(1, 1)], "n_layer": 2, "n_embd": 64, "n_ff": 128, "n_vocab": 64, "head_dim": 16}
-WRONG = (gg.ArgumentError, gg.ShapeError, gg.DTypeError, gg.UnsupportedError, TypeError)
+WRONG = (gg.ArgumentError, gg.ShapeError, gg.DTypeError, gg.UnsupportedError)
 X = np.ones((5, 64), np.float32)
 
 
@@ -48,6 +48,60 @@ def _splits() -> Iterator[Case]:
             yield Case(f"a rule's function that returns {split!r:.20}", by_function, (), WRONG)
 
 
+def _split_values() -> Iterator[Case]:
+    segment, state, split = gg.Segment, gg.SplitState, gg.Split
+    values: dict[str, Callable[[], object]] = {}
+    for ne in ((-1, 65), (32.0, 32.0), (31.5, 32.5), ("a", "b"), (None, 64), None, 5, "32", (2**70, 64 - 2**70), ((32, 32),)):
+        values[f"Segment({ne!r})"] = lambda n=ne: segment(n)
+    for nr in (0, -2, 2.0, "2", None, 2**40, 0.5):
+        values[f"Segment(nr={nr!r})"] = lambda r=nr: segment((16, 16), r)
+    for segments in (5, (5,), (None,), "ab", {"a": 1}, ((32, 32),)):
+        values[f"SplitState(1, {segments!r})"] = lambda s=segments: state(1, s)
+    for axis in ([1], "S1", 1.0, b"M", 2**70, -4, {}):
+        values[f"SplitState({axis!r})"] = lambda a=axis: state(a, (segment((32, 32)),))
+        values[f"Split({axis!r})"] = lambda a=axis: split(a)
+    for axis in ("M", "P"):
+        values[f"SplitState({axis}) of segments"] = lambda a=axis: state(a, (segment((32, 32)),))
+        values[f"Split({axis}) of shares"] = lambda a=axis: split(a, (1, 1))
+    for shares in (("a", "b"), 5, (None, 1), (1j, 1), "31", (10**400, 1), (), [[1, 2]]):
+        values[f"Split(1, {shares!r:.20})"] = lambda s=shares: split(1, s)
+    for pairs in (5, (), ((64,),), (("a", 1),), ((32.0, 2),), ((-64, -1),), ((2**63, 1), (64 - 2**63, 1)), (64,), "64"):
+        values[f"Split(1, None, {pairs!r:.30})"] = lambda s=pairs: split(1, None, s)
+    for what, make in values.items():
+        yield Case(what, make, (what.partition("(")[0],), (gg.ArgumentError,))
+
+    def placed(rule: Callable[[], object]) -> None:
+        with gg.MetaDevice("vcpu:2", [rule()]) as meta:  # type: ignore[list-item]
+            gg.Weights(meta, {"w": np.ones((64, 64), np.float32)}).close()
+
+    for text in ("S1[64x1x1]", "S1[+64]", "S1[6_4]", "S1[\u0666\u0664]", "S1 \u0663:\u0661", "S1[32,]", "S1[99999999999999999999999]", "S1[64x99999999999999999999]"):
+        yield Case(f"rule('w', {text!r})", lambda t=text: gg.rule("w", t), (repr(text),), (gg.ArgumentError,))
+    yield Case("Split.parse(5)", lambda: split.parse(5), ("5",), (gg.ArgumentError,))  # type: ignore[arg-type]
+    for granularity in (1.5, "x", None, float("nan"), float("inf"), 2**70, [1]):
+        yield Case(f"rule(granularity={granularity!r})", lambda g=granularity: gg.rule("w", "S0", granularity=g), ("granularity",), (gg.ArgumentError,))
+        if granularity is not None:
+            yield Case(f"rule(units={granularity!r})", lambda g=granularity: gg.rule("w", "S0", units=g), ("units",), (gg.ArgumentError,))
+    for layers in (1.5, -1, [1.5], "a", "", "5-3", range(0), True, b"1", [None], "9999-0", {}, [2**70, -1]):
+        yield Case(f"rule(layers={layers!r})", lambda n=layers: gg.rule("w", "S0", layers=n), ("layers",), (gg.ArgumentError,))
+    yield Case("rule('(?i)w', layers=1)", lambda: gg.rule("(?i)w", "S0", layers=1), ("(?i)w",), (gg.ArgumentError,))
+    made: dict[str, Callable[[], gg.Rule]] = {
+        "'('": lambda: gg.Rule("(", split("M")), "'S1'": lambda: gg.Rule("w", "S1"), "None": lambda: gg.Rule(None, split(1)), "5": lambda: gg.Rule("w", 5),  # type: ignore[arg-type]
+        "granularity=0": lambda: gg.Rule("w", split(1), 0), "granularity=-2": lambda: gg.Rule("w", split(1), -2), "granularity='a'": lambda: gg.Rule("w", split(1), "a"),  # type: ignore[arg-type]
+        "units=0": lambda: gg.Rule("w", split(1), 1, 0), "units=2.5": lambda: gg.Rule("w", split(1), 1, 2.5),  # type: ignore[arg-type]
+    }  # fmt: skip
+    for name, rule in made.items():
+        yield Case(f"Rule of {name}", lambda r=rule: placed(r), (name,), (gg.ArgumentError,))
+    # legal as values, but not for this tensor, or not what a rule may give
+    for what, misfit in {
+        "shares beyond any float": split(1, (1e308, 1e308)), "shares of nothing": split(1, (0.0, 0.0)), "64 segments": split(1, None, ((1, 1),) * 64),
+        "axis of one element": state(3, (segment((1, 0)),)), "too many repeats": state(1, (segment((32, 32), 2**20),)),
+    }.items():  # fmt: skip
+        yield Case(what, lambda s=misfit: placed(lambda: gg.rule("w", s)), ("'w'", "legal repair"), (gg.SplitError,))
+        yield Case(f"{what}, of a function", lambda s=misfit: placed(lambda: gg.rule("w", lambda t: s)), ("'w'", "legal repair"), (gg.SplitError,))
+    for text in ("S9", "", "bogus", "S1[a]"):
+        yield Case(f"a rule's function that returns {text!r}", lambda s=text: placed(lambda: gg.rule("^w$", lambda t: s)), ("'^w$'", "'w'", repr(text)), (gg.ArgumentError,))
+
+
 def _devices() -> Iterator[Case]:
     for value in (None, 5, 1.5, object(), ["vcpu:2"], [None], [5], {"a": 1}, b"vcpu:2", [gg.cpu(), "vcpu:1"]):
         yield Case(f"MetaDevice({value!r:.20})", lambda v=value: gg.MetaDevice(v), (), WRONG)
@@ -61,6 +115,15 @@ def _devices() -> Iterator[Case]:
         yield Case(f"virtual_cpus({value!r:.20})", lambda v=value: gg.virtual_cpus("2" if v == 5 else v), (), WRONG)
     for arguments in ({"n": 0}, {"n": -1}, {"memory": -1}, {"bandwidth": -1.0}, {"flops": -1.0}, {"n": "a"}, {"memory": "1G"}, {"n": 1.5}, {"memory": 2**70}, {"bandwidth": "x"}):
         yield Case(f"simulated({arguments})", lambda a=arguments: gg.simulated("S", **a), (), WRONG)
+    for more in ({"bandwidth": float("nan")}, {"flops": float("inf")}, {"bandwidth": None}, {"flops": 1j}, {"bandwidth": True}, {"comm": "yes"}, {"comm": None}, {"comm": 2}, {"n": 10**7}):
+        yield Case(f"simulated({more})", lambda a=more: gg.simulated("S", **a), (next(iter(more)),), (gg.ArgumentError,))
+    for first in ("a", None, 0.5, [1], float("nan")):
+        yield Case(f"virtual_cpus(first={first!r})", lambda f=first: gg.virtual_cpus(1, first=f), ("first",), (gg.ArgumentError,))
+    for backend in (5, b"CPU", ["CPU"], object()):
+        yield Case(f"devices({backend!r:.20})", lambda b=backend: gg.devices(b), ("backend",), (gg.ArgumentError,))
+    for word in ("vcpu:" + "9" * 5000, "sim:" + "9" * 5000, "vcpu:2x" + "9" * 5000, "sim:2@" + "9" * 5000, "vcpu:\u0662"):
+        yield Case(f"parse_devices({word!r:.20})", lambda w=word: gg.parse_devices(w), (word[:20],), (gg.DeviceNotFoundError,))
+        yield Case(f"get_device({word!r:.20})", lambda w=word: gg.get_device(w), (word[:20],), (gg.DeviceNotFoundError,))
     for memory in (-1, "1G", 1.5, 2**70):
         yield Case(f"virtual_cpus(memory={memory!r})", lambda m=memory: gg.virtual_cpus(1, memory=m, first=60), (), WRONG)
     for threads in ("2", 1.5, None, [1]):
@@ -111,6 +174,8 @@ def _graphs() -> Iterator[Case]:
     yield Case("a node after a run", lambda: ops.relu(ran.inputs["x"]), ("run",), WRONG)
     for inputs, name in (({}, "'x'"), ({"x": X, "z": X}, "'z'"), ({"X": X}, "'X'"), ({"": X}, "''"), (None, "'x'")):
         yield Case(f"run({inputs and list(inputs)})", lambda i=inputs: ran.run(i), (name,), WRONG)
+    for observer in (None, 5, "print"):
+        yield Case(f"observed({observer!r})", lambda o=observer: ran.observed(o).__enter__(), ("observer",), WRONG)
     for inputs in (5, "x", [1], X, object()):
         yield Case(f"run({type(inputs).__name__})", lambda i=inputs: ran.run(i), (), WRONG)
     other = graph()
@@ -119,10 +184,10 @@ def _graphs() -> Iterator[Case]:
     weights = gg.Weights(gg.virtual_cpus(1)[0], {"far": X})
     yield Case("a weight of another device", lambda: ops.relu(weights["far"], graph=kept), ("'far'", "VCPU0", "CPU"), WRONG)
     yield Case("a weight without a graph", lambda: ops.relu(weights["far"]), ("graph",), WRONG)
-    for arguments in ({}, {"tensors": None}, {"tensors": 5}, {"tensors": [X]}, {"tensors": {}}, {"tensors": "w"}, {"tensors": {"w": X}, "progress": 5}):
+    for arguments in ({"tensors": None}, {"tensors": 5}, {"tensors": [X]}, {"tensors": {}}, {"tensors": "w"}, {"tensors": {"w": X}, "progress": 5}):
         yield Case(f"Weights({arguments!r:.40})", lambda a=arguments: gg.Weights(gg.cpu(), **a), (), WRONG)
     for tolerance in ("a", None):
-        yield Case(f"compare(tolerance={tolerance!r})", lambda t=tolerance: gg.compare(graph(), gg.cpu(), {"x": X}, tolerance=t), (), WRONG)
+        yield Case(f"compare(tolerance={tolerance!r})", lambda t=tolerance: gg.compare(graph(), gg.cpu(), {"x": X}, tolerance=t), (), (*WRONG, TypeError))
     for on in (None, "cpu", 5):
         yield Case(f"compare(on={on!r})", lambda o=on: gg.compare(graph(), o, {"x": X}), (), WRONG)
         yield Case(f"replica({on!r})", lambda o=on: graph().replica(o), (), WRONG)
@@ -322,6 +387,7 @@ def _attributes() -> Iterator[Case]:
 
 def cases(folder: Path) -> Iterator[Case]:
     yield from _splits()
+    yield from _split_values()
     yield from _devices()
     yield from _graphs()
     yield from _ops()
