@@ -242,13 +242,18 @@ def check_sizes(
 def strides_fit(
     op: str, tensor: Tensor, ne: Sequence[int], nb: Sequence[int], offset: int, tensors: Mapping[str, Any]
 ) -> None:
-    """Whether a window of rows ``ne`` with strides ``nb`` (of axes 1 to 3) lies inside a tensor; ggml does not look.
+    """Whether a window of rows ``ne`` with strides ``nb`` (of axes 1 to 3) lies inside a tensor, on whole elements; ggml does not look.
 
     Raises:
         ShapeError: it does not.
     """
     if 0 in ne:
         return
+    step = tensor.dtype.type_size
+    steps = {"offset": offset} | {f"nb{i + 1}": b for i, (n, b) in enumerate(zip(ne[1:], nb, strict=True)) if n > 1}
+    for what, value in steps.items():
+        if value % step:
+            fail(op, f"{what} = {value} must be a multiple of {step}, the bytes of a block of {tensor.dtype}", tensors)
     end = offset + tensor.dtype.row_bytes(ne[0]) + sum((n - 1) * b for n, b in zip(ne[1:], nb, strict=True))
     if end > tensor.nbytes:
         fail(op, f"the window needs bytes {offset} to {end}, {next(iter(tensors))} has {tensor.nbytes}", tensors)

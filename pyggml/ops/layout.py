@@ -85,13 +85,6 @@ def view(
         error=ArgumentError,
     )
     (offset, *strides_) = check_sizes("view", tensors, offset=offset, **{f"nb[{i}]": b for i, b in enumerate(strides)})
-    step = a.dtype.type_size
-    expect(
-        offset % step == 0,
-        "view",
-        f"offset = {offset} must be a multiple of {step}, the bytes of a block of {a.dtype}",
-        tensors,
-    )
     strides_fit("view", a, sizes, strides_, offset, tensors)
     arguments = _named(sizes) | {f"nb{i + 1}": b for i, b in enumerate(strides_)}
     return build(f"view_{n}d", graph, a=a, **arguments, offset=offset)

@@ -93,6 +93,10 @@ def _unary() -> Iterator[Case]:
         yield Case(f"view {ne} at {offset}", on(lambda a, ne=ne, o=offset: ops.view(a, ne, offset=o)), ("view",), REFUSED)
     for nb in ((33,), (2**40,), (-32,), (32, 32), ()):
         yield Case(f"view with strides {nb}", on(lambda a, nb=nb: ops.view(a, (8, 4), nb=nb)), ("view",), REFUSED)
+    for nb1, offset in ((33, 0), (32, 2), (30, 4), (34, 2)):  # between elements: whatever two floats have there would be added
+        for name, call in {"acc": ops.acc, "set": ops.set}.items():
+            yield Case(f"{name} into a window with nb1 {nb1} at {offset}", on(lambda a, f=call, n=nb1, o=offset: f(a, ops.view(a, (4, 2)), n, 128, 128, o)), (name, "multiple of 4"), REFUSED)  # fmt: skip
+        yield Case(f"view with nb1 {nb1} at {offset}", on(lambda a, n=nb1, o=offset: ops.view(a, (4, 2), nb=(n,), offset=o)), ("view", "multiple of 4"), REFUSED)
     for axes in ((0, 1, 2, 2), (0, 1, 2, 4), (-1, 0, 1, 2), (4, 5, 6, 7), (0, 0, 0, 0)):
         yield Case(f"permute {axes}", on(lambda a, x=axes: ops.permute(a, *x)), ("permute",), REFUSED)
     for k in (0, -1, 9, 100, 2**40):
