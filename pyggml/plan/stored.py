@@ -5,9 +5,11 @@ JSON that somebody edited can say anything; whoever works with a plan afterwards
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from .._units import counted
 from .values import AllReduce, PlanLeaf, PlanNode, Slice
 
 if TYPE_CHECKING:
@@ -43,6 +45,9 @@ def check_values(plan: SplitPlan) -> None:
         _counts(where, (rule.number, rule.granularity, *(() if rule.units is None else (rule.units,))))
     if plan.host is not None and not isinstance(plan.host, Mapping):
         raise ValueError(f"host: found {plan.host!r:.40}, expected an object or null")
+    for key, value in (plan.host or {}).items():
+        if type(value) is float and not math.isfinite(value):
+            raise ValueError(f"host: {key} is {value}, which is no number")
 
 
 def _tensor(where: str, x: PlanNode | PlanLeaf, plan: SplitPlan, seen: set[int]) -> None:
@@ -53,14 +58,29 @@ def _tensor(where: str, x: PlanNode | PlanLeaf, plan: SplitPlan, seen: set[int])
         _counts(where, (x.subgraph,), len(plan.subgraphs))
     else:
         _words(where, x.kind)
-        if x.asked is not None and not all(type(a) in (int, float) for a in x.asked):
-            raise ValueError(f"{where}: found the shares {list(x.asked)!r:.40}, expected numbers")
+        if x.asked is not None and not all(type(a) in (int, float) and 0 <= a <= 1 for a in x.asked):
+            raise ValueError(f"{where}: found the shares {list(x.asked)!r:.40}, expected fractions")
         if x.cause is not None:
             _words(where, x.cause.kind, *(() if x.cause.asked is None else (x.cause.asked,)))
+            _counts(where, () if x.cause.rule is None else (x.cause.rule,), len(plan.rules))
+    _devices(where, x, len(plan.devices))
     if id(x.slices) not in seen:
         seen.add(id(x.slices))
         for one in x.slices:
             _slice(where, one)
+
+
+def _devices(where: str, x: PlanNode | PlanLeaf, n_devices: int) -> None:
+    """Whatever has a part for each device has as many as there are."""
+    if x.split is None:
+        return
+    if len(x.slices) != n_devices:
+        raise ValueError(f"{where}: found {len(x.slices)} slices, expected {n_devices}")
+    for state in (x.split, x.synced if isinstance(x, PlanNode) else None):
+        if state is not None and state.segments and len(state.segments[0].ne) != n_devices:
+            raise ValueError(f"{where}: found the split {state}, expected one over {counted(n_devices, 'device')}")
+    if x.runs is not None and len(x.runs) != n_devices:
+        raise ValueError(f"{where}: found runs of {counted(len(x.runs), 'device')}, expected {n_devices}")
 
 
 def _slice(where: str, s: Slice) -> None:
