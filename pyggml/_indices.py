@@ -1,6 +1,6 @@
 """Row and expert indices are looked at before anything runs: a wrong one is memory of somebody else.
 
-Indices that are inputs or weights are checked here, by value. Those that the graph computes are checked where it
+Indices that are inputs or weights, which nothing in the graph writes into, are checked here, by value. Those that the graph computes are checked where it
 runs: by our CPU devices in front of the kernel; on other devices only indices that are in range by construction
 (ARGSORT, TOP_K, ARGMAX) are let through.
 """
@@ -29,7 +29,8 @@ _INDEXED = {
     lib.GGML_OP_SSM_SCAN: (6, 0, 3),
 }
 _IN_RANGE = {lib.GGML_OP_ARGSORT, lib.GGML_OP_TOP_K, lib.GGML_OP_ARGMAX}
-_LOOKS = {lib.GGML_OP_VIEW, lib.GGML_OP_RESHAPE, lib.GGML_OP_PERMUTE, lib.GGML_OP_TRANSPOSE, lib.GGML_OP_CONT}
+_VIEWS = {lib.GGML_OP_VIEW, lib.GGML_OP_RESHAPE, lib.GGML_OP_PERMUTE, lib.GGML_OP_TRANSPOSE}
+_LOOKS = _VIEWS | {lib.GGML_OP_CONT}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,8 @@ def checks(graph: Graph, cgraph: Any) -> list[IndexCheck]:
         IndexRangeError: indices in weights are out of range.
         UnsupportedError: the graph computes indices that nobody can check on this device.
     """
-    inputs = {int(ffi.cast("uintptr_t", t.ptr)): name for name, t in graph._inputs.items()}
+    inputs = {_address(t.ptr): name for name, t in graph._inputs.items()}
+    written = _written(cgraph)
     found = []
     for i in range(lib.ggml_graph_n_nodes(cgraph)):
         node = lib.ggml_graph_node(cgraph, i)
@@ -79,7 +81,7 @@ def checks(graph: Graph, cgraph: Any) -> list[IndexCheck]:
         name = ffi.string(node.name).decode()
         op = ffi.string(lib.ggml_op_desc(node)).decode()
         root = source.view_src if source.view_src != ffi.NULL else source
-        if root.op == lib.GGML_OP_NONE:
+        if root.op == lib.GGML_OP_NONE and _address(root) not in written:
             dtype = {lib.GGML_TYPE_I32: np.int32, lib.GGML_TYPE_I64: np.int64}.get(root.type)
             if dtype is None:
                 continue
@@ -87,7 +89,7 @@ def checks(graph: Graph, cgraph: Any) -> list[IndexCheck]:
                 name,
                 op,
                 ffi.string(source.name).decode(),
-                inputs.get(int(ffi.cast("uintptr_t", root)), ""),
+                inputs.get(_address(root), ""),
                 limit,
                 dtype,
                 tuple(int(n) for n in reversed(list(source.ne))),
@@ -103,15 +105,25 @@ def checks(graph: Graph, cgraph: Any) -> list[IndexCheck]:
                     object.__setattr__(check, "root", "weights")
                     check.verify({"weights": raw})
             continue
-        _check_computed(graph, source, limit, name, op)
+        _check_computed(graph, source, limit, name, op, written)
     return found
 
 
-def _check_computed(graph: Graph, source: Any, limit: int, node: str, op: str) -> None:
+def _address(tensor: Any) -> int:
+    return int(ffi.cast("uintptr_t", tensor))
+
+
+def _written(cgraph: Any) -> set[int]:
+    """The tensors whose memory nodes of other tensors write into (CPY, SET, what is done in place): their values are computed."""
+    nodes = (lib.ggml_graph_node(cgraph, i) for i in range(lib.ggml_graph_n_nodes(cgraph)))
+    return {_address(n.view_src) for n in nodes if n.view_src != ffi.NULL and n.op not in _VIEWS}
+
+
+def _check_computed(graph: Graph, source: Any, limit: int, node: str, op: str, written: set[int]) -> None:
     origin = source
     while origin.op in _LOOKS and origin.src[0] != ffi.NULL:
         origin = origin.src[0]
-    if origin.op in _IN_RANGE and int(origin.src[0].ne[0]) <= limit:
+    if origin.op in _IN_RANGE and _address(origin) not in written and int(origin.src[0].ne[0]) <= limit:
         return
     unchecked = [d.name for d in target_devices(graph.device) if d.type != "cpu" and not d.is_virtual and not d.is_simulated]
     if unchecked:

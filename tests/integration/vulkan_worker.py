@@ -268,6 +268,30 @@ def alternate(threads: bool) -> float:
     return worst[0]
 
 
+def overwritten_indices() -> list[str]:
+    """What is said of indices that the graph writes over an input's or a weight's; no kernel of Vulkan looks at them."""
+    said = []
+    rows = np.array([0, 1, 2], np.int32)
+    for device in ("Vulkan0", "Vulkan0,Vulkan1"):
+        for place in ("input", "weight"):
+            for write in ("cpy", "set"):
+                with (
+                    gg.MetaDevice(device) as meta,
+                    gg.Weights(meta, {"w": np.ones((8, 16), np.float32), "ids": rows}) as weights,
+                    gg.Graph(meta, size=32) as graph,
+                ):
+                    ids = weights["ids"] if place == "weight" else graph.input("ids", (3,), "i32")
+                    new = graph.input("new", (3,), "f32" if write == "cpy" else "i32")
+                    over = gg.ops.cpy(gg.ops.scale(new, 1.0), ids) if write == "cpy" else gg.ops.set(ids, new, inplace=True)
+                    graph.output("y", gg.ops.get_rows(weights["w"], over))
+                    values = {"new": np.array([0, 9_999_999, 2]), **({"ids": rows} if place == "input" else {})}
+                    try:
+                        said.append(str(graph.run(values)["y"].shape))
+                    except gg.Error as error:
+                        said.append(f"{type(error).__name__}: {error}")
+    return said
+
+
 def illegal_then_legal() -> tuple[str, float]:
     """The message of an illegal split on Vulkan devices, and the NMSE of a legal one after it."""
     values, x = mlp_values("f32")

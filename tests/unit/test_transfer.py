@@ -78,6 +78,24 @@ def test_runs_take_any_layout_and_check_indices_each_time(target: gg.Device | gg
         assert np.array_equal(g.run(x=X, rows=np.zeros(3, np.int32))["y"], X[[0, 0, 0]])
 
 
+@pytest.mark.parametrize("write", ["cpy", "set", "set beside"])
+@pytest.mark.parametrize("place", ["input", "weight"])
+def test_indices_that_the_graph_overwrites_are_those_that_count(target: gg.Device | gg.MetaDevice, place: str, write: str) -> None:
+    """What lies in an input or a weight before the run says nothing about them."""
+    rows = np.array([2, 0, 3], np.int32)
+    with gg.Weights(target, {"x": X, "ids": rows}) as weights, gg.Graph(target) as g:
+        ids = weights["ids"] if place == "weight" else g.input("ids", (3,), "i32")
+        new = g.input("new", (3,), "f32" if write == "cpy" else "i32")
+        over = ops.cpy(ops.scale(new, 1.0), ids) if write == "cpy" else ops.set(ids, new, inplace=True)
+        if write == "set beside":
+            g.output("written", over)  # in front of the other output; what reads `ids` itself gets the new ones
+        g.output("y", ops.get_rows(weights["x"], ids if write == "set beside" else over))
+        values = {"ids": np.array([9, 9, 9])} if place == "input" else {}  # overwritten: never used
+        assert np.array_equal(g.run({"new": np.array([1, 1, 0]), **values})["y"], X[[1, 1, 0]])
+        with pytest.raises((gg.IndexRangeError, gg.ArgumentError), match="9"):
+            g.run({"new": np.array([1, 9, 0]), **values})
+
+
 @pytest.mark.parametrize(
     "dtype, value",
     [("f16", np.full(4, 1e6, np.float32)), ("f16", np.full(4, 10**6)), ("f32", np.full(4, 1e300)), ("f32", np.array([0, 0, 0, -1e39]))],
