@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .._units import counted
 from .values import VIEW_OPS, AllReduce, PlanLeaf, PlanNode, PlanRule
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ _FIRST = frozenset({
 })  # fmt: skip
 _ELEMENTWISE = frozenset({"ADD", "SUB", "MUL", "DIV"})
 _TOGETHER = frozenset({"MUL_MAT", "MUL_MAT_ID", "CONCAT"})
-_ROWS = frozenset({"NORM", "RMS_NORM", "L2_NORM", "SUM_ROWS", "CUMSUM", "MEAN", "ARGSORT", "TOP_K", "SOFT_MAX", "ROPE", "GROUP_NORM"})
+_ROWS = frozenset({"NORM", "RMS_NORM", "L2_NORM", "SUM_ROWS", "CUMSUM", "MEAN", "ARGSORT", "TOP_K", "SOFT_MAX", "ROPE", "ROPE_BACK", "GROUP_NORM", "RMS_NORM_BACK", "ARGMAX"})
 
 
 class Explainer:
@@ -311,7 +312,7 @@ class Explainer:
         return f"`{x.label}` ({_axis_text(x)}{', from ' if words else ''}{_and(words) if words else ''})"
 
     def _leaf_text(self, x: PlanLeaf) -> str:
-        said = self.plan.provenance(x)
+        said = self.plan.provenance(x) if x.split is not None else "it is empty, or the host's"
         text = f"`{x.label}` is {_state_text(x)}" + (f": {said}" if said else "")
         counts = x.split.counts if x.split is not None else ()
         if x.asked and sum(counts) and any(abs(c / sum(counts) - a) > 0.005 for c, a in zip(counts, x.asked, strict=False)):
@@ -342,6 +343,8 @@ class Explainer:
         reduce = self._summed_after.get(x.index)
         if reduce is not None and (reduce.after == x.index or x.split.axis == "P"):
             text += f"; summed {self._where(x, reduce)}: {_size(reduce)}"
+        elif reduce is None and (x.pending or x.split.axis == "P"):
+            text += "; no all-reduce follows: whoever reads it adds up the devices' summands"
         return text
 
     def _where(self, x: PlanNode, reduce: AllReduce) -> str:
@@ -378,7 +381,7 @@ def _state_text(x: PlanNode | PlanLeaf) -> str:
 
 
 def _size(reduce: AllReduce) -> str:
-    return f"{reduce.bytes:,} bytes x {sum(reduce.computes)} devices"
+    return f"{reduce.bytes:,} bytes x {counted(sum(reduce.computes), 'device')}"
 
 
 def _and(words: Iterable[str]) -> str:
@@ -434,6 +437,8 @@ def _because(x: PlanNode, names: list[str], first: int | str | None) -> str:
         return f"each channel is convolved by itself: {all_of}"
     if op == "CONCAT":
         return f"{all_of} {be} joined along another axis than they are split along"
+    if op == "REPEAT":
+        return f"each device repeats its own part: {all_of}"
     if op in _ROWS:
         return f"{op} works on each row by itself: {all_of}"
     return f"{op} works element by element: {all_of}"

@@ -269,7 +269,7 @@ def from_captures(
                 if at == len(leafs):
                     leafs.append(leaf)
                 targets.append(n_nodes + at)
-            pending = _pending(g)
+            pending = _pending(g) if len(devices) > 1 else set()
             for i, t in enumerate(g["nodes"]):
                 at_item = number, "nodes", i
                 # a cast names itself as its destination
@@ -319,18 +319,28 @@ def from_captures(
 
 
 def _pending(g: Mapping[str, Any]) -> set[int]:
-    """The nodes between partial sums and their delayed all-reduce that work on summands."""
+    """The nodes between partial sums and their delayed all-reduce that work on summands.
+
+    Where a graph ends before the all-reduce (two partial results are added last), there is none: those to the end.
+    """
     nodes, found = g["nodes"], set()
-    for r in g["allreduces"]:
-        partial, after = r["partial"], r["after"]
-        if not partial or partial == [after]:
+    parts = [(r["partial"], r["after"] + 1) for r in g["allreduces"]]
+    summed = {stop for _, stop in parts}
+    parts += [([i for i in range(start, stop) if _is_partial(nodes[i])], stop) for start, stop in g["subgraphs"] if stop not in summed]
+    for partial, stop in parts:
+        if not partial or partial == [stop - 1]:
             continue
         waiting = set(partial)
-        for i in range(min(partial) + 1, after + 1):
+        for i in range(min(partial) + 1, stop):
             if i not in waiting and not waiting.isdisjoint(nodes[i]["src"]):
                 waiting.add(i)
                 found.add(i)
     return found
+
+
+def _is_partial(t: Mapping[str, Any]) -> bool:
+    state = t["split"]
+    return state is not None and _AXES.get(state["axis"]) == "P"
 
 
 def _capture_allreduce(

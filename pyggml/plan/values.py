@@ -78,7 +78,7 @@ class PlanNode:
     subgraph: int
     pending: bool = False
     """It is computed from a partial sum whose all-reduce was delayed: until then every device has a summand of it,
-    although ggml's split says mirrored."""
+    although ggml's split says mirrored. Where the graph ends before that all-reduce, whoever reads it adds the summands up."""
     runs: Runs | None = None
     """For each device the stretches (start, length) of global indices along the split axis, in the order of its
     slice. None: the slices put behind each other give the whole, or nothing is split."""

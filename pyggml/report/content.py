@@ -20,9 +20,12 @@ from .fold import Stretch, layer_of, leafs_first_read, stretches
 if TYPE_CHECKING:
     from ..tracing import Trace
 
-__all__ = ["MEMORY", "PENDING_NOTE", "Content", "Item", "Measured", "MemoryOf", "Piece", "Reduce", "dims", "split_counts"]
+__all__ = ["MEMORY", "Content", "Item", "Measured", "MemoryOf", "Piece", "Reduce", "dims", "split_counts"]
 
-PENDING_NOTE = "(P): a sum that an all-reduce further down completes"
+_PENDING_NOTE = "(P): a sum that an all-reduce further down completes"
+_UNSUMMED_NOTE = "(P): a sum that no all-reduce completes, since the graph ends: whoever reads it adds the devices' summands up"
+
+_UNSUMMED = "The graph ends before an all-reduce: whoever reads it adds the summands up."
 
 MEMORY = (
     ("weights", "slices of split weights"),
@@ -242,6 +245,8 @@ class Content:
         if x.split is None:
             return "On no device of the meta device: the host has it, or it is empty."
         if isinstance(x, PlanNode) and x.pending:
+            if x.subgraph in self._unsummed:
+                return f"Pending: computed from a partial sum, so every device has a summand of it. {_UNSUMMED}"
             return (
                 "Pending: computed from a partial sum whose all-reduce was delayed, so every device has a summand of it. "
                 "The all-reduce further down completes it."
@@ -251,7 +256,10 @@ class Content:
         if x.split.axis == "P":
             idle = [d for d, s in zip(devices, x.slices, strict=True) if not s.compute] if isinstance(x, PlanNode) else []
             rest = f" {_and(idle)} {'has' if len(idle) == 1 else 'have'} no share and {'counts' if len(idle) == 1 else 'count'} as zero." if idle else ""
-            return f"Partial: {'a device' if idle else 'every device'} has a summand of the whole tensor, and an all-reduce adds them up.{rest}"
+            whole = f"Partial: {'a device' if idle else 'every device'} has a summand of the whole tensor"
+            if isinstance(x, PlanNode) and x.subgraph in self._unsummed:
+                return f"{whole}. {_UNSUMMED}{rest}"
+            return f"{whole}, and an all-reduce adds them up.{rest}"
         axis, counts = int(x.split.axis), x.split.counts
         parts = ", ".join(f"{d} has {c}" if c else f"{d} nothing" for d, c in zip(devices, counts, strict=True))
         if len(counts) > 3 and len(set(counts)) == 1:
@@ -261,6 +269,17 @@ class Content:
         if n_bands > len(devices):
             text += f" The axis is dealt out in {n_bands} stretches."
         return text
+
+    @cached_property
+    def notes(self) -> tuple[str, ...]:
+        """What the splits in brackets mean, where there are some."""
+        ends = {x.subgraph in self._unsummed for x in self.plan.nodes if x.pending}
+        return tuple(_UNSUMMED_NOTE if unsummed else _PENDING_NOTE for unsummed in sorted(ends))
+
+    @cached_property
+    def _unsummed(self) -> frozenset[int]:
+        """The subgraphs that no all-reduce follows."""
+        return frozenset(range(len(self.plan.subgraphs))) - {r.subgraph for r in self.plan.allreduces}
 
     def asked(self, item: Item) -> str:
         """What share of a leaf was asked for, where it is not what it got."""

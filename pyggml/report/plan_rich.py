@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..plan import Detail, SplitPlan
-from .plan_rows import PENDING_NOTE, Row, columns, has_pending, rows
+from .plan_rows import Row, columns, notes, rows
 from .plan_text import across, summary
 
 __all__ = ["render"]
@@ -37,8 +37,8 @@ def render(plan: SplitPlan, console: Console | None, detail: Detail, fold: bool)
         table = _new_table(heads, widths, False, detail)
     if table.row_count or table.show_header:
         console.print(table)
-    if detail != "layers" and has_pending(plan):
-        console.print(Text(PENDING_NOTE, style="dim"))
+    for note in notes(plan, detail):
+        console.print(Text(note, style="dim"))
     console.print()
     console.print(Text(summary(plan)), soft_wrap=True)
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from .._units import binary, ranges
 from ..errors import ArgumentError
 from ..plan import Detail, SplitPlan
-from .content import PENDING_NOTE, Content, Item, Reduce, split_counts
+from .content import Content, Item, Reduce, split_counts
 from .fold import Stretch
 
-__all__ = ["COLUMNS", "DETAILS", "LAYER_COLUMNS", "PENDING_NOTE", "Row", "check_detail", "columns", "has_pending", "rows", "rows_of"]
+__all__ = ["COLUMNS", "DETAILS", "LAYER_COLUMNS", "Row", "check_detail", "columns", "notes", "rows", "rows_of"]
 
 COLUMNS = ("node", "op", "type", "ne", "split", "per device", "subgraph", "all-reduce")
 LAYER_COLUMNS = ("layers", "times", "nodes", "split", "all-reduces", "all-reduce bytes")
@@ -103,6 +103,6 @@ def _layer_row(content: Content, piece: Stretch) -> Row:
     return Row("layer", cells)
 
 
-def has_pending(plan: SplitPlan) -> bool:
-    """Whether the table needs `PENDING_NOTE`."""
-    return any(x.pending for x in plan.nodes)
+def notes(plan: SplitPlan, detail: Detail) -> tuple[str, ...]:
+    """What stands below the table."""
+    return () if detail == "layers" else Content(plan).notes

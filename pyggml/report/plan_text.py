@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from .._units import binary, counted, percent, ranges
 from ..plan import Detail, SplitPlan
-from .content import PENDING_NOTE, split_counts
+from .content import split_counts
 from .fold import layer_of
-from .plan_rows import Row, columns, has_pending, rows
+from .plan_rows import Row, columns, notes, rows
 
 __all__ = ["across", "grid", "host_words", "missed_words", "summary", "table"]
 
@@ -31,9 +31,7 @@ def table(plan: SplitPlan, detail: Detail, fold: bool) -> str:
     top, rule, *lines = grid(heads, [r.cells for r in body], right)
     text, width = iter(lines), len(rule)
     out = [top, rule, *(next(text) if len(r.cells) > 1 else across(r, width) for r in items)]
-    if detail != "layers" and has_pending(plan):
-        out.append(PENDING_NOTE)
-    return "\n".join(out)
+    return "\n".join([*out, *notes(plan, detail)])
 
 
 def across(row: Row, width: int) -> str:

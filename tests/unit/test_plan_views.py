@@ -303,3 +303,54 @@ def test_names_that_are_no_unicode_text(plan: SplitPlan, tmp_path: Path) -> None
     broken.to_html(tmp_path / "plan.html", title="t\udcff")
     assert data_of((tmp_path / "plan.html").read_text("utf-8"))
     broken.to_csv(tmp_path / "plan.csv")
+
+
+# what a graph ends with
+
+
+def two_branches(up: str, down: str) -> SplitPlan:
+    """Two partial results, added last."""
+    weights = {n: np.zeros(s, np.float32) for n, s in {"up_a": (64, 32), "up_b": (64, 32), "down_a": (32, 64), "down_b": (32, 64)}.items()}
+    rules = [gg.rule("up", up), gg.rule("down", down)]
+    with gg.MetaDevice(gg.simulated("SIM", n=2), rules=rules) as meta, gg.Weights(meta, weights) as w, gg.Graph(meta) as g:
+        x = g.input("x", ne=(32, 4))
+        a, b = ((w[f"down_{n}"] @ (w[f"up_{n}"] @ x)).rename(n) for n in "ab")
+        g.output("y", a + b)
+        return g.plan()
+
+
+def test_a_sum_that_the_graph_ends_before_is_shown_as_one() -> None:
+    plan = two_branches("S1", "S0")
+    content = Content(plan)
+    y = plan["y"]
+    assert not plan.allreduces and y.pending and content.items[y.index].split == "(P)"
+    assert plan.explain("y").text == (
+        "`y` is a summand on every device because ADD works on `a` (partial) and `b` (partial), before the devices' summands are added up; "
+        "no all-reduce follows: whoever reads it adds up the devices' summands"
+    )
+    assert "no all-reduce follows" in plan.explain("a").text and not plan.explain("y").sums
+    assert all("graph ends before an all-reduce" in content.meaning(content.items[plan[n].index]) for n in "aby")
+    out = io.StringIO()
+    plan.render(Console(file=out, width=120))
+    for text in (plan.table(), out.getvalue()):
+        assert "(P): a sum that no all-reduce completes" in text and "further down" not in text
+    assert SplitPlan.from_json(plan.to_json()) == plan
+
+
+def test_one_device_alone_has_a_summand() -> None:
+    plan = layered("1:0")
+    assert plan.explain("ffn_out-0").text.endswith("summed after it: 512 bytes x 1 device")
+
+
+def test_nothing_is_called_whole_on_every_device_and_on_none() -> None:
+    plan = layered()
+    leaf = replace(plan.leafs[0], split=None, slices=())
+    text = replace(plan, leafs=(leaf, *plan.leafs[1:])).explain(leaf.name).text
+    assert text == f"`{leaf.label}` is on no device: it is empty, or the host's"
+
+
+def test_what_repeats_does_not_work_element_by_element() -> None:
+    with gg.MetaDevice(gg.simulated("SIM", n=2), rules=[("w", "S1")]) as meta, gg.Weights(meta, {"w": np.zeros((64, 32), np.float32)}) as w, gg.Graph(meta) as g:
+        h = w["w"] @ g.input("x", ne=(32, 4))
+        g.output("y", gg.ops.repeat(h, g.input("like", ne=(64, 8))))
+        assert g.plan().explain("y").text.startswith("`y` is split S0 32:32 because each device repeats its own part: ")
