@@ -14,6 +14,8 @@ __all__ = ["render"]
 
 # mirrored is the quiet default; what is split or summed stands out
 _COLOURS = {"S": "green", "P": "yellow", "M": "dim", "": ""}
+# what a line across the table says as well, or the all-reduces between the lines
+_SPARE = ("all-reduce", "subgraph", "type")
 
 
 def render(plan: SplitPlan, console: Console | None, detail: Detail, fold: bool) -> None:
@@ -21,26 +23,36 @@ def render(plan: SplitPlan, console: Console | None, detail: Detail, fold: bool)
     console = console or Console()
     items = rows(plan, detail, fold)
     heads = columns(detail)
-    split_at = heads.index("split")
     # rich has no rows across all columns: one table for each stretch between them, with the same widths
     body = [r.cells for r in items if len(r.cells) > 1]
-    widths = _fitted([max(len(line[k]) for line in (heads, *body)) for k in range(len(heads))], console.width)
-    total = sum(widths) + 2 * (len(widths) - 1)
-    table = _new_table(heads, widths, True, detail)
+    widest = {head: max(len(line[k]) for line in (heads, *body)) for k, head in enumerate(heads)}
+    shown = _shown(widest, console.width)
+    widths = dict(zip(shown, _fitted([widest[head] for head in shown], console.width), strict=True))
+    total = sum(widths.values()) + 2 * (len(widths) - 1)
+    table = _new_table(widths, True, detail)
     for row in items:
         if len(row.cells) > 1:
-            table.add_row(*_cells(row, split_at), style="dim" if row.kind in ("view", "leaf") else None)
+            table.add_row(*_cells(row, heads, shown), style="dim" if row.kind in ("view", "leaf") else None)
             continue
         if table.row_count or table.show_header:
             console.print(table)
         console.print(_across(row, min(total, console.width)))
-        table = _new_table(heads, widths, False, detail)
+        table = _new_table(widths, False, detail)
     if table.row_count or table.show_header:
         console.print(table)
     for note in notes(plan, detail):
         console.print(Text(note, style="dim"))
     console.print()
     console.print(Text(summary(plan)), soft_wrap=True)
+
+
+def _shown(widest: dict[str, int], room: int) -> tuple[str, ...]:
+    """The columns that a narrow terminal has room for: those first that other lines say, too."""
+    shown = dict(widest)
+    for head in _SPARE:
+        if sum(shown.values()) + 2 * (len(shown) - 1) > room:
+            shown.pop(head, None)
+    return tuple(shown)
 
 
 def _fitted(widths: list[int], room: int) -> list[int]:
@@ -51,16 +63,18 @@ def _fitted(widths: list[int], room: int) -> list[int]:
     return widths
 
 
-def _new_table(heads: tuple[str, ...], widths: list[int], header: bool, detail: Detail) -> Table:
+def _new_table(widths: dict[str, int], header: bool, detail: Detail) -> Table:
     table = Table(box=None, show_header=header, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
-    right = {1, 2, 4, 5} if detail == "layers" else {6, 7}
-    for k, head in enumerate(heads):
-        table.add_column(head, width=widths[k], justify="right" if k in right else "left", overflow="fold")
+    heads = columns(detail)
+    right = {heads[k] for k in ((1, 2, 4, 5) if detail == "layers" else (6, 7))}
+    for head, width in widths.items():
+        table.add_column(head, width=width, justify="right" if head in right else "left", overflow="fold")
     return table
 
 
-def _cells(row: Row, split_at: int) -> list[Text]:
-    return [Text(c, style=_COLOURS[row.split] if k == split_at else "") for k, c in enumerate(row.cells)]
+def _cells(row: Row, heads: tuple[str, ...], shown: tuple[str, ...]) -> list[Text]:
+    cells = dict(zip(heads, row.cells, strict=True))
+    return [Text(cells[head], style=_COLOURS[row.split] if head == "split" else "") for head in shown]
 
 
 def _across(row: Row, width: int) -> Text:

@@ -564,6 +564,22 @@ def test_a_terminal_shows_the_same(plan: SplitPlan, width: int) -> None:
                 assert line in squeezed(text)
 
 
+def test_a_narrow_terminal_leaves_out_columns_before_it_cuts_names() -> None:
+    c = Capture(2)
+    x = c.leaf("x", (64,), "MIRRORED", usage=2)
+    w = c.leaf("blk.0.attn_output.weight", (64, 64), "0", usage=1, counts=(32, 32))
+    c.node("a_result_of_attention-0", "MUL_MAT", (64,), "PARTIAL", (w, x))
+    plan = SplitPlan.from_captures(c.captured())
+    shown = {}
+    for width in (60, 100):
+        out = io.StringIO()
+        plan.render(pytest.importorskip("rich.console").Console(file=out, width=width, color_system=None))
+        shown[width] = out.getvalue().splitlines()
+    assert shown[100][0].split() == ["node", "op", "type", "ne", "split", "per", "device", "subgraph", "all-reduce"]
+    assert shown[60][0].split() == ["node", "op", "ne", "split", "per", "device"]
+    assert shown[60][1].split() == ["a_result_of_attention-0", "MUL_MAT", "64", "P", "64", "each"]
+
+
 def test_many_equal_devices_are_counted() -> None:
     c = Capture(8)
     x = c.leaf("x", (64,), "MIRRORED", usage=2)
