@@ -17,6 +17,7 @@ from typing import Any, Union, cast
 import numpy as np
 import numpy.typing as npt
 
+from ._arguments import whole
 from ._ffi import ffi, lib
 from .errors import DTypeError, ShapeError, UnsupportedError
 
@@ -36,6 +37,7 @@ _F16_MAX = 65504.0
 _BF16_MAX = float(np.float32(3.3895314e38))
 # importance weights are multiplied by squares of values and summed in F32
 _IMATRIX_MAX = 1e9
+_MAX_INDEX = (1 << 63) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,7 @@ class DType:
 
     def row_bytes(self, ne0: int) -> int:
         """Bytes of a row of ``ne0`` elements (ggml's axis 0). ``ne0`` must be a multiple of ``block_size``."""
+        ne0 = whole(f"row_bytes() of {self.name}: ne0", ne0, -_MAX_INDEX, _MAX_INDEX)
         if ne0 < 0 or ne0 % self.block_size:
             raise ShapeError(
                 f"a row of {ne0} elements does not divide into blocks of {self.name}: "
@@ -156,6 +159,18 @@ def as_dtype(dtype: DTypeLike) -> DType:
     raise DTypeError(f"no ggml number format for {dtype!r}: expected a name such as 'f32' or 'q4_K', or a numpy dtype")
 
 
+def as_array(what: str, value: Any) -> npt.NDArray[Any]:
+    """What numpy makes of a value.
+
+    Raises:
+        DTypeError: it makes nothing of it (rows of unequal length).
+    """
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise DTypeError(f"{what}: this {type(value).__name__} is no array of numbers: {error}") from None
+
+
 def dtype_from_id(type_id: int) -> DType | None:
     """The `DType` for a value of ``enum ggml_type``, or None when ggml has no such format (any more)."""
     return DTYPES_BY_ID.get(type_id)
@@ -176,7 +191,10 @@ class QuantizedArray:
 
     def __post_init__(self) -> None:
         dtype = as_dtype(self.dtype)
-        shape = _checked_shape(tuple(int(n) for n in self.shape), dtype)
+        if not isinstance(self.shape, (tuple, list)):
+            raise ShapeError(f"QuantizedArray(shape={self.shape!r:.80}): expected a tuple of sizes in numpy's order")
+        sizes = tuple(whole(f"QuantizedArray: shape[{i}]", n, -_MAX_INDEX, _MAX_INDEX) for i, n in enumerate(self.shape))
+        shape = _checked_shape(sizes, dtype)
         want = math.prod(shape[:-1]) * dtype.row_bytes(shape[-1])
         try:
             data = np.frombuffer(memoryview(cast(Any, self.data)).cast("B"), dtype=np.uint8)
@@ -239,7 +257,7 @@ def quantize(
     ((64, 2), 136)
     """
     to = as_dtype(dtype)
-    source = np.asarray(array)
+    source = as_array("quantize", array)
     if source.dtype not in (np.float32, np.float64, np.float16):
         raise DTypeError(
             f"cannot quantize an array of {source.dtype} to {to}: expected float32, float64 or float16; "
@@ -348,6 +366,8 @@ def _checked_imatrix(
         return None
     try:
         weights = np.asarray(imatrix)
+        if weights.dtype.kind not in "fiub":
+            raise TypeError(f"it is an array of {weights.dtype}")
         with np.errstate(over="ignore"):
             weights = np.ascontiguousarray(weights, dtype=np.float32)
     except (TypeError, ValueError) as e:

@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import Any
 
 from .dtype import DType, dtype_from_id
-from .errors import FileFormatError, ModelNotFoundError
+from .errors import ArgumentError, FileFormatError, ModelNotFoundError
 from .gguf_info import GGUFArray, GGUFInfo, GGUFTensor, Metadata, TruncatedFileError
 from .gguf_rules import check_model
 
@@ -48,13 +48,16 @@ _SPLIT_NAME = re.compile(r"^(?P<prefix>.*)-(?P<no>\d{5})-of-(?P<count>\d{5})\.gg
 def check_gguf(path: str | os.PathLike[str], *, model: bool = True, whole: bool = True) -> GGUFInfo:
     """Reads and checks the header of a GGUF file; for the first file of a split model, of all its files.
 
-    Raises `ModelNotFoundError` when there is no such file, and `FileFormatError` for everything that is wrong with it.
+    Raises `ModelNotFoundError` when there is no such file, `ArgumentError` when the path is none, and `FileFormatError` for everything that is wrong with it.
     With ``model=False`` only the format is checked, not whether llama.cpp can take it for a model. With ``whole=False``
     the tensors may lie beyond the end of the file: its header is enough for a plan.
     """
-    if not os.fspath(path):
+    name = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
+    if not isinstance(name, str):
+        raise ArgumentError(f"the path of a GGUF file is a str or a Path, got {path!r:.80}")
+    if not name:
         raise ModelNotFoundError("no file: the path is empty")
-    first = _read_file(Path(os.fspath(path)), whole)
+    first = _read_file(Path(name), whole)
     info = _join_splits(first, whole)
     if model:
         check_model(info)

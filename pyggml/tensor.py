@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ._ffi import ffi, lib
 from ._handle import Borrowed
-from .dtype import DTYPES_BY_ID, DType, QuantizedArray, dequantize
+from .dtype import DTYPES_BY_ID, DType, QuantizedArray, as_array, dequantize
 from .errors import ClosedError, DTypeError, ShapeError
 
 if TYPE_CHECKING:
@@ -260,7 +260,7 @@ def as_bytes(value: Any, ne: tuple[int, ...], dtype: DType, name: str) -> npt.ND
         shape: tuple[int, ...] = value.shape
         raw = value.data
     else:
-        array = np.asarray(value)
+        array = as_array(repr(name), value)
         shape = array.shape
         if dtype.numpy is None:
             raise DTypeError(f"{name!r} is {dtype}, got {array.dtype}: convert it with pyggml.quantize(array, {dtype.name!r})")

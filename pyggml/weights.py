@@ -11,18 +11,27 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ._arguments import tensor_name
+from ._arguments import tensor_name, whole
 from ._ffi import ffi, lib, non_null
 from ._ffi.interrupts import Held
 from ._handle import Handle
-from .dtype import DType, QuantizedArray, as_dtype
-from .errors import ArgumentError, DTypeError, FileFormatError, OutOfMemoryError, ShapeError
+from .dtype import DType, QuantizedArray, as_array, as_dtype
+from .errors import ArgumentError, DTypeError, Error, FileFormatError, OutOfMemoryError, ShapeError
 from .meta import MetaDevice, Target, check_device_open, check_target, on_device, refuse_simulated
 from .tensor import MAX_ELEMENTS, Tensor, as_bytes
 
-__all__ = ["Weights"]
+__all__ = ["WeightKeyError", "Weights"]
+
+_MAX_INDEX = (1 << 63) - 1
 
 Progress = Callable[[int, int], object]
+
+
+class WeightKeyError(Error, KeyError):
+    """There is no weight of that name."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class Weights(Handle, Mapping[str, Tensor]):
@@ -51,7 +60,7 @@ class Weights(Handle, Mapping[str, Tensor]):
         if not isinstance(tensors, Mapping):
             raise ArgumentError(f"Weights: tensors must be a dict of arrays by name, got {type(tensors).__name__}")
         _check_progress(progress)
-        arrays = {name: value if isinstance(value, QuantizedArray) else np.asarray(value) for name, value in tensors.items()}
+        arrays = {name: value if isinstance(value, QuantizedArray) else as_array(f"weight {name!r}", value) for name, value in tensors.items()}
         shapes = {name: (_dtype_of(name, value), _ne_of(name, value)) for name, value in arrays.items()}
         self._place(device, shapes)
         try:
@@ -72,6 +81,8 @@ class Weights(Handle, Mapping[str, Tensor]):
     @classmethod
     def empty(cls, device: Target, shapes: Mapping[str, tuple[DType, tuple[int, ...]]]) -> Weights:
         """Tensors without values (for plans): name -> (dtype, ne in ggml's order)."""
+        if not isinstance(shapes, Mapping) or not all(isinstance(s, (tuple, list)) and len(s) == 2 for s in shapes.values()):
+            raise ArgumentError(f"Weights.empty(): expected a dict of (DType, ne) by name, got {shapes!r:.80}")
         self = cls.__new__(cls)
         self._place(device, shapes)
         return self
@@ -137,8 +148,13 @@ class Weights(Handle, Mapping[str, Tensor]):
         try:
             for name, (dtype, ne) in shapes.items():
                 raw_name = tensor_name(name)
-                if len(ne) > 4 or any(n < 1 for n in ne) or math.prod(ne) > MAX_ELEMENTS:
+                if not isinstance(dtype, DType) or not isinstance(ne, (tuple, list)):
+                    raise ArgumentError(f"{name!r}: expected (DType, ne), got ({dtype!r:.40}, {ne!r:.40})")
+                ne = tuple(whole(f"{name!r}: ne[{i}]", n, -_MAX_INDEX, _MAX_INDEX) for i, n in enumerate(ne))
+                if not 1 <= len(ne) <= 4 or any(n < 1 for n in ne) or math.prod(ne) > MAX_ELEMENTS:
                     raise ShapeError(f"{name!r} has ne {list(ne)}: 1 to 4 axes of at least one element, 2^48 in all, are possible")
+                if ne[0] % dtype.block_size:
+                    raise ShapeError(f"{name!r}: ne[0]={ne[0]} is no multiple of {dtype.block_size}, the block of {dtype}")
                 ptr = lib.ggml_new_tensor(ctx, dtype.type_id, len(ne), list(ne))
                 lib.ggml_set_name(ptr, raw_name)
                 self._tensors[name] = Tensor(self, ptr)
@@ -182,9 +198,9 @@ class Weights(Handle, Mapping[str, Tensor]):
         self._check_open()
         try:
             return self._tensors[name]
-        except KeyError:
+        except (KeyError, TypeError):  # the latter of what has no hash
             have = ", ".join(list(self._tensors)[:8])
-            raise KeyError(f"no weight {name!r}; there are {have}{', …' if len(self._tensors) > 8 else ''}") from None
+            raise WeightKeyError(f"no weight {name!r}; there are {have}{', …' if len(self._tensors) > 8 else ''}") from None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..errors import ArgumentError
 from ..tensor import Tensor
 from . import arithmetic, attention, convolution, elementwise, gated, layout, matrix, recurrent
 
@@ -22,34 +23,34 @@ class TensorMethods:
     def __add__(self: Any, other: Tensor | float) -> Tensor:
         if isinstance(other, Tensor):
             return arithmetic.add(self, other)
-        return arithmetic.scale_bias(self, 1.0, float(other)) if _is_number(other) else NotImplemented
+        return arithmetic.scale_bias(self, 1.0, _number(other)) if _is_number(other) else NotImplemented
 
     def __radd__(self: Any, other: float) -> Tensor:
-        return arithmetic.scale_bias(self, 1.0, float(other)) if _is_number(other) else NotImplemented
+        return arithmetic.scale_bias(self, 1.0, _number(other)) if _is_number(other) else NotImplemented
 
     def __sub__(self: Any, other: Tensor | float) -> Tensor:
         if isinstance(other, Tensor):
             return arithmetic.sub(self, other)
-        return arithmetic.scale_bias(self, 1.0, -float(other)) if _is_number(other) else NotImplemented
+        return arithmetic.scale_bias(self, 1.0, -_number(other)) if _is_number(other) else NotImplemented
 
     def __rsub__(self: Any, other: float) -> Tensor:
-        return arithmetic.scale_bias(self, -1.0, float(other)) if _is_number(other) else NotImplemented
+        return arithmetic.scale_bias(self, -1.0, _number(other)) if _is_number(other) else NotImplemented
 
     def __mul__(self: Any, other: Tensor | float) -> Tensor:
         if isinstance(other, Tensor):
             return arithmetic.mul(self, other)
-        return arithmetic.scale(self, float(other)) if _is_number(other) else NotImplemented
+        return arithmetic.scale(self, _number(other)) if _is_number(other) else NotImplemented
 
     def __rmul__(self: Any, other: float) -> Tensor:
-        return arithmetic.scale(self, float(other)) if _is_number(other) else NotImplemented
+        return arithmetic.scale(self, _number(other)) if _is_number(other) else NotImplemented
 
     def __truediv__(self: Any, other: Tensor | float) -> Tensor:
         if isinstance(other, Tensor):
             return arithmetic.div(self, other)
-        return arithmetic.scale(self, 1.0 / float(other)) if _is_number(other) else NotImplemented
+        return arithmetic.scale(self, _reciprocal(other)) if _is_number(other) else NotImplemented
 
     def __rtruediv__(self: Any, other: float) -> Tensor:
-        return arithmetic.div(arithmetic.fill(self, float(other)), self) if _is_number(other) else NotImplemented
+        return arithmetic.div(arithmetic.fill(self, _number(other)), self) if _is_number(other) else NotImplemented
 
     def __neg__(self: Any) -> Tensor:
         return elementwise.neg(self)
@@ -213,6 +214,19 @@ class TensorMethods:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) or (hasattr(value, "__float__") and getattr(value, "shape", None) == ())
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        raise ArgumentError("the number beside the tensor is beyond every float") from None
+
+
+def _reciprocal(value: Any) -> float:
+    if value == 0:
+        raise ArgumentError("a tensor divided by the number 0: infinities are asked for with ops.fill or an input")
+    return 1.0 / _number(value)
 
 
 def attach() -> None:

@@ -136,7 +136,7 @@ class TestPaths:
             check_gguf(path)
 
     def test_lists_are_no_paths(self) -> None:
-        with pytest.raises(TypeError):
+        with pytest.raises(gg.ArgumentError, match="a str or a Path"):
             check_gguf(["x"])  # type: ignore[arg-type]
 
 

@@ -194,6 +194,38 @@ def _graphs() -> Iterator[Case]:
     yield Case("nmse of two shapes", lambda: gg.nmse(np.ones(3), np.ones(4)), ("(3,)", "(4,)"), WRONG)
 
 
+def _arrays() -> Iterator[Case]:
+    ragged = [[1.0, 2.0], [3.0]]
+    graph = gg.Graph(gg.cpu(), size=16)
+    x = graph.input("x", (64, 5))
+    graph.output("y", ops.relu(x))
+    weights = gg.Weights(gg.cpu(), {"w": X})
+    f32, q4 = gg.as_dtype("f32"), gg.as_dtype("q4_0")
+    yield Case("rows of unequal length as a weight", lambda: gg.Weights(gg.cpu(), {"odd": ragged}), ("'odd'",), WRONG)  # type: ignore[dict-item]
+    yield Case("rows of unequal length as an input", lambda: graph.run(x=ragged), ("'x'",), WRONG)
+    yield Case("rows of unequal length to quantize", lambda: gg.quantize(ragged, "q8_0"), ("quantize",), WRONG)
+    for name in ("v", 5, None, [1], {}, b"w", 1.5):
+        yield Case(f"weights[{name!r}]", lambda n=name: weights[n], (f"no weight {name!r}; there are w",), (gg.Error,))
+    for shape in (5, None, "ab", (2.5,), ("a",), ([1],), (None, 2)):
+        yield Case(f"QuantizedArray of shape {shape!r}", lambda s=shape: gg.QuantizedArray(f32, s, b"x" * 8), ("shape",), WRONG)
+    for ne0 in ("32", None, 32.0, [32]):
+        yield Case(f"row_bytes({ne0!r})", lambda n=ne0: q4.row_bytes(n), ("row_bytes() of q4_0",), WRONG)
+    for imatrix in (np.ones(256, complex), "abc", object(), np.zeros(256, "M8[s]"), [None] * 256, b"x" * 256):
+        yield Case(f"imatrix {imatrix!r:.20}", lambda i=imatrix: gg.quantize(np.ones((2, 256), np.float32), "iq2_xxs", imatrix=i), ("imatrix",), WRONG)
+    shapes: tuple[Any, ...] = (None, 5, [("odd", (f32, (4,)))], {"odd": "f32"}, {"odd": ("f32", (4,))}, {"odd": (f32, None)}, {"odd": (f32, (4.0,))}, {"odd": (f32, ())}, {"odd": (q4, (5,))}, {"odd": (f32,)})
+    for given in shapes:
+        yield Case(f"Weights.empty({given!r:.40})", lambda g=given: gg.Weights.empty(gg.cpu(), g), ("odd",) if isinstance(given, dict) else ("empty",), WRONG)
+    for path in (None, 5, 0, b"model.gguf", ["a"], object()):
+        yield Case(f"Weights.from_gguf({path!r:.20})", lambda p=path: gg.Weights.from_gguf(gg.cpu(), p), ("path",), WRONG)
+    for pattern in ("(", None, 5, b"x"):
+        yield Case(f"Weights.from_gguf(pattern={pattern!r})", lambda p=pattern: gg.Weights.from_gguf(gg.cpu(), "model.gguf", p), ("pattern" if pattern == b"x" else "regular expression",), WRONG)
+    yield Case("progress of from_gguf that is no function", lambda: gg.Weights.from_gguf(gg.cpu(), "model.gguf", progress=5), ("progress",), WRONG)  # type: ignore[arg-type]
+    for what, call in {
+        "tensor / 0": lambda: x / 0, "tensor / 0.0": lambda: x / 0.0, "tensor + 10**400": lambda: x + 10**400, "10**400 * tensor": lambda: 10**400 * x, "10**400 / tensor": lambda: 10**400 / x,
+    }.items():  # fmt: skip
+        yield Case(what, call, ("number",), WRONG)
+
+
 def _ops() -> Iterator[Case]:
     graph = gg.Graph(gg.cpu(), size=512)
     x = graph.input("x", (64, 5))
@@ -390,6 +422,7 @@ def cases(folder: Path) -> Iterator[Case]:
     yield from _split_values()
     yield from _devices()
     yield from _graphs()
+    yield from _arrays()
     yield from _ops()
     yield from _models(folder)
     yield from _comparisons()
