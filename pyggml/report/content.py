@@ -20,7 +20,7 @@ from .fold import Stretch, layer_of, leafs_first_read, stretches
 if TYPE_CHECKING:
     from ..tracing import Trace
 
-__all__ = ["MEMORY", "Content", "Item", "Measured", "MemoryOf", "Piece", "Reduce", "dims", "split_counts"]
+__all__ = ["MEMORY", "Content", "Item", "Measured", "MemoryOf", "Piece", "Reduce", "dims", "layers_words", "split_counts"]
 
 _PENDING_NOTE = "(P): a sum that an all-reduce further down completes"
 _UNSUMMED_NOTE = "(P): a sum that no all-reduce completes, since the graph ends: whoever reads it adds the devices' summands up"
@@ -347,7 +347,7 @@ class Content:
     def piece_title(self, layers: tuple[int, ...], start: int, stop: int) -> str:
         """``layers 0-79``, ``layer 3``, or the nodes from first to last."""
         if layers:
-            return f"{'layer' if len(layers) == 1 else 'layers'} {ranges(layers)}"
+            return layers_words(layers)
         first, last = self.items[start], self.items[stop - 1]
         return first.title if stop - start == 1 else f"{first.title} … {last.title}"
 
@@ -395,6 +395,14 @@ def _by_device(devices: tuple[str, ...], sizes: tuple[int, ...]) -> str:
 
 def _all_of(devices: tuple[str, ...]) -> str:
     return "each device" if len(devices) > 1 else devices[0] if devices else "no device"
+
+
+def layers_words(layers: tuple[int, ...]) -> str:
+    """``layers 0-79``, ``layer 3``; of many stretches the first three and the last."""
+    parts = ranges(layers).split(", ")
+    if len(parts) > 6:
+        parts[3:-1] = ["…"]
+    return f"{'layer' if len(layers) == 1 else 'layers'} {', '.join(parts).replace('…,', '…')}"
 
 
 @lru_cache(maxsize=4096)

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .._about import __version__
-from .._units import binary, counted, percent, ranges
+from .._units import binary, counted, percent
 from ..plan import PlanNode, SplitPlan
 from ..plan.explain import Explainer
-from .content import MEMORY, Content, Measured, MemoryOf, Piece, dims, split_counts
+from .content import MEMORY, Content, Measured, MemoryOf, Piece, dims, layers_words, split_counts
 from .plan_text import host_words, missed_words
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def _data(content: Content) -> dict[str, Any]:
         "cols": columns,
         "pieces": pieces,
         "groups": groups.all(),
-        "titles": [f"layers {ranges(layers)}" for layers in groups.all()],
+        "titles": [layers_words(layers) for layers in groups.all()],
         "reduces": reduces,
         "first": [x.number for x in content.first_read.get(None, ())],
         "reads": {at: [x.number for x in leafs] for at, leafs in content.first_read.items() if at is not None},

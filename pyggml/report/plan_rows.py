@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .._units import binary, ranges
+from .._units import binary
 from ..errors import ArgumentError
 from ..plan import Detail, SplitPlan
-from .content import Content, Item, Reduce, split_counts
+from .content import Content, Item, Reduce, layers_words, split_counts
 from .fold import Stretch
 
 __all__ = ["COLUMNS", "DETAILS", "LAYER_COLUMNS", "Row", "check_detail", "columns", "notes", "rows", "rows_of"]
@@ -54,7 +54,7 @@ def rows(plan: SplitPlan, detail: Detail, fold: bool) -> list[Row]:
         # a title where a group of several layers begins, and a line where it ends
         if len(piece.layers) > 1 and piece.layers != open_group:
             n = len(piece.layers)
-            out.append(Row("group", (f"layers {ranges(piece.layers)}: {n} x, shown is {piece.layer}",)))
+            out.append(Row("group", (f"{layers_words(piece.layers)}: {n} x, shown is {piece.layer}",)))
         elif len(open_group) > 1 and piece.layers != open_group:
             what = f"layer {piece.layer}" if piece.layer is not None else "once"
             out.append(Row("group", (what,)))

@@ -354,3 +354,12 @@ def test_what_repeats_does_not_work_element_by_element() -> None:
         h = w["w"] @ g.input("x", ne=(32, 4))
         g.output("y", gg.ops.repeat(h, g.input("like", ne=(64, 8))))
         assert g.plan().explain("y").text.startswith("`y` is split S0 32:32 because each device repeats its own part: ")
+
+
+def test_many_stretches_of_layers_are_shortened() -> None:
+    from pyggml.report.content import layers_words
+
+    assert layers_words((3,)) == "layer 3" and layers_words(tuple(range(80))) == "layers 0-79"
+    assert layers_words((0, 3, 4, 7, 8, 11)) == "layers 0, 3, 4, 7, 8, 11"
+    assert layers_words((0, 3, 4, 7, 8, 11, 12, 15, 16)) == "layers 0, 3, 4, … 16"
+    assert layers_words((1, 5, 9, 13, 17)) == "layers 1, 5, 9, … 17"

@@ -360,7 +360,7 @@
     }
     const words = S[p[6]] + (D.times ? pieceTime(p, row.key) : "");
     title.append(el("span", "words", words));
-    title.title = words;
+    title.title = many ? `layers ${alike.join(", ")}: ${words}` : words;
     e.append(title);
     if (shares) weightsOf(p).forEach((n, j, all) => {
       const c = cell("lane first last", n ? binary(n) : "-", true), t = el("span", "track"), part = el("i", `d${j % 16}`), sum = all.reduce((a, b) => a + b, 0);
