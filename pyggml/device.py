@@ -212,7 +212,7 @@ def virtual_cpus(n: int, threads: int = 1, memory: int | None = None, first: int
     Args:
         n: how many, 1 to 64.
         threads: threads of each device.
-        memory: bytes that each may allocate from now on; None: what the host has.
+        memory: bytes that each may allocate from now on; None or 0: what the host has.
         first: the number of the first one; the same number is always the same device.
     """
     n = whole("virtual_cpus(): n", n, -_MAX_BYTES, _MAX_BYTES)

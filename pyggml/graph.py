@@ -92,8 +92,9 @@ class Graph(Handle):
         self._results: dict[str, _Port] = {}  # of the outputs, once placed
         self._token: Token[Graph | None] | None = None
         try:
+            refused = f"device {device.name} cannot be started"  # made now: asking for a name is a call, too
             with on_device(device), Held():
-                self._state.backend = non_null(lib.ggml_backend_dev_init(dev, ffi.NULL), f"device {device.name} cannot be started", DeviceError)
+                self._state.backend = non_null(lib.ggml_backend_dev_init(dev, ffi.NULL), refused, DeviceError)
             if isinstance(device, Device) and device.type == "cpu":
                 lib.ggml_backend_cpu_set_n_threads(self._state.backend, threads or default_threads())
                 lib.ggml_backend_cpu_set_abort_callback(self._state.backend, lib.pgg_interrupt_abort, ffi.NULL)
@@ -266,8 +267,9 @@ class Graph(Handle):
         buft = lib.ggml_backend_dev_buffer_type(self.device.ptr)
         with Held():
             self._state.galloc = non_null(lib.ggml_gallocr_new(buft), "no graph allocator", OutOfMemoryError)
+        short = f"{self.device.name} has not enough memory for the graph's tensors"  # made now: asking for a name is a call, too
         if not lib.ggml_gallocr_alloc_graph(self._state.galloc, graph):
-            non_null(ffi.NULL, f"{self.device.name} has not enough memory for the graph's tensors", OutOfMemoryError)
+            non_null(ffi.NULL, short, OutOfMemoryError)
         self._cgraph = graph
         self._results = {name: _Port(name, tensor) for name, tensor in self._outputs.items()}
 

@@ -49,7 +49,7 @@ def doomed() -> bool:
 
 
 def reason() -> tuple[str, ...]:
-    """The warnings and errors that the latest call of this thread logged."""
+    """The warnings and errors that the latest call of this thread logged. Any call of ``lib`` is one, also for a name."""
     return tuple(ffi.string(lib.pgg_log_reason()).decode("utf-8", "replace").splitlines())
 
 

@@ -65,7 +65,7 @@ def _virtual() -> Iterator[Case]:
                 rows = factor * per_device * memory // 4096 + 64
                 names = ("VCPU", f"{rows * 4096 + 256:,}")
                 yield Case(f"weights of {rows} rows on {label} of {memory} bytes", _then_fits(device, lambda d=device, n=rows: _big_weights(d, n)), names, FULL)
-                yield Case(f"graph of {rows} rows on {label} of {memory} bytes", _then_fits(device, lambda d=device, n=rows: _big_graph(d, n)), ("VCPU",), FULL)
+                yield Case(f"graph of {rows} rows on {label} of {memory} bytes", _then_fits(device, lambda d=device, n=rows: _big_graph(d, n)), ("VCPU", "cannot allocate", "in use"), FULL)
 
 
 def _simulated() -> Iterator[Case]:
@@ -79,7 +79,7 @@ def _simulated() -> Iterator[Case]:
                     f"empty weights {shape} on {device.name} of {memory}",
                     lambda d=device, s=shape: gg.Weights.empty(d, {"w": (gg.as_dtype("f32"), s)}), ("SMALL",), FULL,
                 )  # fmt: skip
-                yield Case(f"plan of a graph of {shape} on {device.name} of {memory}", lambda d=device, n=shape[1]: _planned(d, n), ("SMALL",), FULL)
+                yield Case(f"plan of a graph of {shape} on {device.name} of {memory}", lambda d=device, n=shape[1]: _planned(d, n), ("SMALL", "bytes asked for", "bytes free"), FULL)
 
 
 def _planned(device: Any, n: int) -> None:
