@@ -6,8 +6,9 @@ docs/architectures.md). They decide about every tensor, since llama.cpp's own po
 that are ``beside`` stand in front of it, and so do those for layers with one KV head, whatever the architecture: llama.cpp
 puts all of their attention on one device, here every device has heads of its own, and the one that they share.
 
-Attention is split in one of four ways: by heads; where heads share one KV head, by query heads; as MLA, where every head reads one latent cache, so that the heads are
-split and the cache is whole (Megatron's way with DeepSeek's models); or not at all, where something needs all heads at once.
+Attention is split in one of four ways: by heads, that of gated delta nets, too; where heads share one KV head, by query heads;
+as MLA, where every head reads one latent cache, so that the heads are split and the cache is whole (Megatron's way with
+DeepSeek's models); or not at all, where something needs all heads at once.
 """
 
 from __future__ import annotations
@@ -30,9 +31,11 @@ class ArchRules:
     """How an architecture is split."""
 
     attention: str = "whole"
-    """``heads``, ``mla``, ``linear`` (its layers of linear attention only) or ``whole``."""
+    """``heads``, ``mla``, ``linear`` (its layers of linear attention only), ``cross`` (what looks at the encoder only), ``whole``."""
     ffn: bool = True
     """Whether the FFN, dense and experts, is split along its columns."""
+    ffn_from: int = 0
+    """That of the layers before this one is whole."""
     output: bool = True
     """Whether the output matrix is split by rows of the vocabulary."""
     extra: tuple[tuple[str, str], ...] = ()
@@ -41,13 +44,16 @@ class ArchRules:
     """What cannot be split, and why."""
     fused_qkv: bool = False
     """Its ``attn_qkv`` is Q, K and V behind each other, by heads."""
+    tiled: bool = False
+    """Its layers of linear attention go over all K heads several times, one V head for each."""
     loops: bool = False
     """It goes through its layers several times, with a cache of its own each time."""
     beside: bool = False
     """In front of llama.cpp's own rules, which it has for this architecture; only `extra` and `attention` count then."""
 
 
-_STATE = "the states of its recurrent layers are joined with values of another split (CONCAT)"
+_SCAN = "ggml takes the scans of its recurrent layers (SSM_SCAN) whole only"
+_WKV = "ggml takes its recurrence (RWKV_WKV6, RWKV_WKV7, GATED_LINEAR_ATTN) whole only"
 _NORM = "a norm over all heads at once needs them on one device"
 _ALIBI = "ALiBi's slopes are taken from a head's number on its device"
 
@@ -58,18 +64,18 @@ ARCH_RULES: dict[str, ArchRules] = {
     "minimax-m2": ArchRules(why=_NORM),
     "mpt": ArchRules(why=_ALIBI),
     "bitnet": ArchRules(ffn=False, why="norms behind attention and within the FFN need whole rows"),
-    "gemma3n": ArchRules("heads", ffn=False, why="the sparse FFN needs mean and deviation of whole rows"),
+    "gemma3n": ArchRules("heads", ffn_from=10, why="the sparse FFN of its first ten layers needs mean and deviation of whole rows"),
     "qwen3tts": ArchRules("heads"),
     # hybrids
-    "plamo2": ArchRules("heads", why=_STATE, fused_qkv=True),
-    "jamba": ArchRules("heads", why=_STATE),
-    "falcon-h1": ArchRules("heads", why=_STATE),
-    "granitehybrid": ArchRules("heads", why=_STATE),
-    "nemotron_h": ArchRules("heads", why=_STATE),
-    "nemotron_h_moe": ArchRules("heads", why=_STATE),
-    "minimax-01": ArchRules("heads", why=_STATE),
-    "mamba": ArchRules(why=_STATE),
-    "mamba2": ArchRules(why=_STATE),
+    "plamo2": ArchRules("heads", why=_SCAN, fused_qkv=True),
+    "jamba": ArchRules("heads", why=_SCAN),
+    "falcon-h1": ArchRules("heads", why=_SCAN),
+    "granitehybrid": ArchRules("heads", why=_SCAN),
+    "nemotron_h": ArchRules("heads", why=_SCAN),
+    "nemotron_h_moe": ArchRules("heads", why=_SCAN),
+    "minimax-01": ArchRules("heads", why="the decays of its linear attention are inputs, whole for all heads"),
+    "mamba": ArchRules(why=_SCAN),
+    "mamba2": ArchRules(why=_SCAN),
     # multi-head latent attention
     "deepseek2": ArchRules("mla"),
     "deepseek32": ArchRules("mla", why="the indexer sees all heads"),
@@ -77,19 +83,23 @@ ARCH_RULES: dict[str, ArchRules] = {
     "dots3note": ArchRules("mla", why="the indexer sees all heads"),
     "hy_v4": ArchRules("mla", why="the indexer sees all heads"),
     "mistral4": ArchRules("mla"),
-    "kimi-linear": ArchRules("mla", why=_STATE),
-    "bailingmoe3": ArchRules("mla", why=_STATE),
+    "kimi-linear": ArchRules("mla"),
+    "bailingmoe3": ArchRules("mla"),
     "minicpm3": ArchRules(why="the rotated part of K is one for all heads, and joined with every head's own"),
-    "kimi-k3": ArchRules("mla", why=_STATE),
-    "glm5-next": ArchRules("mla", why=_STATE),
-    "qwen4exp": ArchRules("heads", why=_STATE),
+    "kimi-k3": ArchRules("mla"),
+    "glm5-next": ArchRules("mla", why="the indexer sees all heads"),
+    "qwen4exp": ArchRules("heads", tiled=True),
     "minimax-m3": ArchRules(why=_NORM),
-    **{name: ArchRules(why="its attention adds one table of biases for all heads") for name in ("t5", "t5encoder")},
-    "rwkv6": ArchRules(why=_STATE),
-    "rwkv7": ArchRules(why=_STATE),
-    "rwkv6qwen2": ArchRules(why=_STATE),
-    "arwkv7": ArchRules(why=_STATE),
+    **{
+        name: ArchRules("cross", why="its biases keep flash attention off, and ggml splits no SOFT_MAX with a mask")
+        for name in ("t5", "t5encoder")
+    },
+    "rwkv6": ArchRules(why=_WKV),
+    "rwkv7": ArchRules(why=_WKV),
+    "rwkv6qwen2": ArchRules(why=_WKV),
+    "arwkv7": ArchRules(why=_WKV),
     "hrm_text": ArchRules("heads", loops=True),
+    "wavtokenizer-dec": ArchRules(why="only the layers behind its convolutions have columns"),
     # llama.cpp takes these, and its own rules do not work
     **{name: ArchRules(extra=(("attn_|cache_", "M"),), why=_ALIBI, beside=True) for name in ("bloom", "jais", "refact", "jina-bert-v2")},
     "chameleon": ArchRules("heads", extra=(("^output", "M"),), why="image tokens are masked in whole rows of logits", beside=True),
@@ -127,12 +137,16 @@ class _Builder:
         """All rules, the most special ones first."""
         for pattern, split in self.known.extra:
             yield rule(pattern, split)
-        of_layer = {"heads": self.heads, "mla": self.latent, "linear": self.linear}.get(self.known.attention)
+        of_layer = {"heads": self.heads, "mla": self.latent, "linear": self.linear, "cross": self.cross}.get(self.known.attention)
         if not self.known.beside:
             yield rule("indexer", "M")
         for i in range(self.n_layer):
             if of_layer is not None:
                 yield from of_layer(i)
+            if f"blk.{i}.ssm_conv1d_q.weight" in self.tensors:
+                yield from self.delta(i)
+            if self.known.tiled:
+                yield from self.linear(i)
             if self.known.beside and self.known.attention != "whole":
                 yield from self.one_kv_head(i)
         if self.known.beside:
@@ -140,6 +154,8 @@ class _Builder:
         if self.caches is not None and self.known.loops:
             yield self.caches
         if self.known.ffn:
+            if self.known.ffn_from:
+                yield rule(r"\.ffn_", "M", layers=range(self.known.ffn_from))
             yield from self.ffn()
         if self.known.output:
             yield rule(r"^output\.(weight|scale)$", "S1")
@@ -181,6 +197,10 @@ class _Builder:
         block = self.block(r"channel_mix_value\.weight$")  # RWKV's
         yield rule(r"channel_mix_key\.weight$", "S1", granularity=block)
         yield rule(r"channel_mix_value\.weight$", "S0", granularity=block)
+        block = self.block(r"^convnext\.\d+\.pw2\.weight$")
+        yield rule(r"^convnext\.\d+\.pw1\.weight$", "S1", granularity=block)
+        yield rule(r"^convnext\.\d+\.pw1\.bias$", "S0", granularity=block)
+        yield rule(r"^convnext\.\d+\.pw2\.weight$", "S0", granularity=block)
 
     def is_fused(self, up: str, length: int) -> bool:
         """Whether the matrix "up" holds the gate, too."""
@@ -212,6 +232,15 @@ class _Builder:
         yield rule(rf"^cache_[kv]_l{i}$", "S0", **of)
         self.caches = rule(r"^cache_[kv]_l\d+$", "S0", **of)
 
+    def cross(self, i: int) -> Iterator[Rule]:
+        """Heads of a decoder's attention to what its encoder has read."""
+        o, n_head = self.tensors.get(f"dec.blk.{i}.cross_attn_o.weight"), self.number("attention.head_count", i)
+        if o is None or n_head < 2 or o.ne[0] % n_head:
+            return
+        of = {"units": n_head, "granularity": self.heads_at_once(o.ne[0] // n_head, o.dtype.block_size)}
+        yield rule(rf"^dec\.blk\.{i}\.cross_attn_[qkv]\.weight$", "S1", **of)
+        yield rule(rf"^dec\.blk\.{i}\.cross_attn_o\.weight$", "S0", **of)
+
     def one_kv_head(self, i: int) -> Iterator[Rule]:
         """Query heads are split, the KV head that they share is whole; where one matrix holds all three, all is whole."""
         o, q, name = self.tensors.get(f"blk.{i}.attn_output.weight"), self.tensors.get(f"blk.{i}.attn_q.weight"), rf"^blk\.{i}\.attn"
@@ -234,17 +263,53 @@ class _Builder:
         yield rule(rf"^cache_[kv]_l{i}$", "M")
 
     def linear(self, i: int) -> Iterator[Rule]:
-        """Gated delta nets whose V heads stand beside their K head: whole K heads, with what belongs to them."""
+        """Gated delta nets: whole K heads, with what belongs to them. Their V heads stand beside them, or one of each in rounds."""
         out, conv = self.tensors.get(f"blk.{i}.ssm_out.weight"), self.tensors.get(f"blk.{i}.ssm_conv1d.weight")
         n, width, inner = self.number("ssm.group_count"), self.number("ssm.state_size"), self.number("ssm.inner_size")
         if out is None or conv is None or n < 1 or inner % n or conv.ne[1] != 2 * n * width + inner:
             return
-        name, kept = rf"^blk\.{i}\.", conv.ne[0] - 1
-        of = {"units": n, "granularity": self.heads_at_once(inner // n, out.dtype.block_size)}
-        yield rule(rf"{name}(attn_qkv|ssm_conv1d)\.weight$", f"S1[{n * width}x2,{inner}]", **of)
-        yield rule(rf"{name}(attn_gate|ssm_ba|ssm_beta|ssm_alpha)\.weight$", "S1", **of)
-        yield rule(rf"{name}(ssm_out\.weight|ssm_dt\.bias|ssm_a)$", "S0", **of)
-        yield rule(rf"^cache_r_l{i}$", f"S0[{n * width * kept}x2,{inner * kept}]", **of)
+        if n == 1:  # it cannot be on one device alone: ggml takes its only axis for another one then
+            yield rule(rf"^blk\.{i}\.(attn_qkv|attn_gate|ssm_)", "M")
+            yield rule(rf"^cache_[rs]_l{i}$", "M")
+            return
+        name, kept, rounds, heads = rf"^blk\.{i}\.", conv.ne[0] - 1, 1, self.number("ssm.time_step_rank")
+        if self.known.tiled:
+            if heads < 1 or heads % n or inner % heads:
+                return
+            rounds = heads // n
+        of = {"units": n, "granularity": self.heads_at_once(inner // rounds // n, out.dtype.block_size)}
+
+        def over(length: int, *before: str) -> str:
+            return f"[{','.join([*before, f'{length // rounds}x{rounds}'])}]"
+
+        yield rule(rf"{name}(attn_qkv|ssm_conv1d)\.weight$", "S1" + over(inner, f"{n * width}x2"), **of)
+        yield rule(rf"{name}attn_gate\.weight$", "S1" + over(inner), **of)
+        yield rule(rf"{name}ssm_ba\.weight$", "S1", **of)
+        yield rule(rf"{name}(ssm_beta|ssm_alpha)\.weight$", "S1" + over(heads), **of)
+        yield rule(rf"{name}ssm_out\.weight$", "S0" + over(inner), **of)
+        yield rule(rf"{name}(ssm_dt\.bias|ssm_a)$", "S0" + over(heads), **of)
+        yield rule(rf"^cache_r_l{i}$", "S0" + over(inner * kept, f"{n * width * kept}x2"), **of)
+        yield rule(rf"^cache_s_l{i}$", "S0" + over(inner * inner // heads), **of)
+
+    def delta(self, i: int) -> Iterator[Rule]:
+        """Kimi's delta attention: a head of Q, K and V each, with its convolutions, gates and states."""
+        out, conv = self.tensors.get(f"blk.{i}.attn_output.weight"), self.tensors.get(f"blk.{i}.ssm_conv1d_q.weight")
+        n_head = self.number("attention.head_count", i)
+        if out is None or conv is None or n_head < 2 or out.ne[0] % n_head or conv.ne[-1] != out.ne[0]:
+            return
+        name, inner, kept = rf"^blk\.{i}\.", out.ne[0], conv.ne[0] - 1
+        of = {"units": n_head, "granularity": self.heads_at_once(inner // n_head, out.dtype.block_size)}
+        # of a gate in two matrices the first is of low rank, and whole
+        gates = [next((p for p in parts if f"blk.{i}.ssm_{p}.weight" in self.tensors), "") for parts in (("f_b", "f_a"), ("g", "g_b", "g_a"))]
+        yield rule(rf"{name}attn_[qkv]\.weight$", "S1", **of)
+        yield rule(rf"{name}attn_qkv\.weight$", f"S1[{inner}x3]", **of)
+        yield rule(rf"{name}ssm_conv1d_[qkv]\.weight$", "S2", **of)
+        yield rule(rf"{name}ssm_({'|'.join(gates)}|beta)\.weight$", "S1", **of)
+        yield rule(rf"{name}ssm_dt\.bias$", "S0", **of)
+        yield rule(rf"{name}ssm_a$", "S1" if len(self.tensors[f"blk.{i}.ssm_a"].ne) > 1 else "S0", **of)
+        yield rule(rf"{name}attn_output\.weight$", "S0", **of)
+        # llama.cpp renames the cache of convolutions when it builds graphs
+        yield rule(rf"^(cache_r_l|conv_states_all-){i}$", f"S0[{inner * kept}x3]", **of)
         yield rule(rf"^cache_s_l{i}$", "S0", **of)
 
     def latent(self, i: int) -> Iterator[Rule]:

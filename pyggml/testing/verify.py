@@ -107,10 +107,10 @@ def verify_arch(
                 found = max(found, nmse(outputs_of(split, known.kind, t), w))
             n_sums = split.devices[0].stats().allreduces
             held = _weights(split)
-            plan = split.plan(prompts[-1]) if known.kind != "both" else None  # a decoder waits for its encoder
+            plan = split.plan(prompts[-1])
     except Error as error:
         return SplitVerdict(*about, error=str(error))
-    fixed = [leaf for leaf in plan.leafs if leaf.kind == "fixed" and leaf.split is not None] if plan else []
+    fixed = [leaf for leaf in plan.leafs if leaf.kind == "fixed" and leaf.split is not None]
     in_parts = sum(leaf.bytes for leaf in fixed if leaf.split is not None and isinstance(leaf.split.axis, int))
     caches = sum(leaf.bytes for leaf in fixed)
     return SplitVerdict(
@@ -120,7 +120,7 @@ def verify_arch(
         n_layer=file.n_layer,
         weights_split=held,
         caches_split=in_parts / caches if caches else float("nan"),
-        missed=tuple(leaf.name for leaf in plan.missed_shares()) if plan else (),
+        missed=tuple(leaf.name for leaf in plan.missed_shares()),
     )
 
 

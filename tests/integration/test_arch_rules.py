@@ -50,11 +50,54 @@ def test_rules(tmp_path: Path, name: str, moe: bool) -> None:
             assert found.weights_split > 0.15, shares  # chameleon's vocabulary is larger than the rest of it
 
 
+def test_layers_of_linear_attention_are_split_by_heads(tmp_path: Path) -> None:
+    """Gated delta nets with their convolutions and states; one K head alone is whole on every device."""
+    for name, least in (("kimi-linear", 0.95), ("kimi-k3", 0.95), ("bailingmoe3", 0.95), ("glm5-next", 0.9), ("qwen4exp", 0.9)):
+        found = verify_arch(name, tmp_path, prompts=(1, 17, 40))
+        assert not found.error and found.nmse <= TOLERANCE, name
+        assert found.weights_split >= least, name
+        model = tiny_gguf(tmp_path / "m.gguf", name, shares=((1, 1),))
+        plan = gg.plan_model(model, "vcpu:2", n_tokens=5)
+        nets = [n for n in plan.nodes if n.op == "GATED_DELTA_NET"]
+        assert nets and all(n.split is not None and n.split.axis == 0 for n in nets)
+        states = {x.name: x.split for x in plan.leafs if x.name.startswith(("cache_r_l", "cache_s_l", "conv_states_all-")) and " " not in x.name}
+        assert len(states) == 2 * len(nets) and all(s is not None and s.axis == 0 for s in states.values())
+    for name in ("qwen3next", "qwen4exp"):
+        found = verify_arch(name, tmp_path, shares=(1, 0))  # made for it: with one K head
+        assert not found.error and found.nmse <= TOLERANCE
+
+
+def test_what_is_whole_in_some_layers_is_split_in_others(tmp_path: Path) -> None:
+    found = verify_arch("gemma3n", tmp_path, sizes={"n_layer": 12})
+    assert not found.error and found.nmse <= TOLERANCE
+    with gg.Model(tiny_gguf(tmp_path / "m.gguf", "gemma3n", n_layer=12), "vcpu:2", split_mode="tensor", n_ctx=64) as m:
+        assert [m.weight_splits()[f"blk.{i}.ffn_down.weight"].axis for i in (0, 9, 10, 11)] == ["M", "M", 0, 0]
+    with gg.Model(tiny_gguf(tmp_path / "m.gguf", "t5"), "vcpu:2", split_mode="tensor", n_ctx=64) as m:
+        splits = m.weight_splits()
+        assert splits["dec.blk.0.cross_attn_o.weight"].axis == 0 and splits["dec.blk.0.attn_o.weight"].axis == "M"
+
+
+def test_the_reason_is_the_only_thing_in_the_way(tmp_path: Path) -> None:
+    """Rules that split all of a layer are refused where the table says, and nowhere else."""
+    mamba = tiny_gguf(tmp_path / "mamba.gguf", "mamba", shares=((1, 1),))
+    inner = next(t.ne[0] for t in gg.Model(mamba).info.tensors if t.name == "blk.0.ssm_out.weight")
+    scan = [
+        gg.rule(r"ssm_in\.weight", f"S1[{inner}x2]"), gg.rule(r"ssm_(conv1d|dt)\.weight|ssm_a$", "S1"), gg.rule(r"ssm_(conv1d|dt)\.bias|ssm_d$", "S0"),
+        gg.rule(r"ssm_(x|out)\.weight", "S0"), gg.rule(r"^(cache_[rs]_l|conv_states_all-|ssm_states_all-)", "S0", units=inner),
+    ]  # fmt: skip
+    report = gg.check_model(mamba, "vcpu:2", rules=scan, repairs=False)
+    assert {v.op for v in report.violations} == {"SSM_SCAN"}
+    t5 = tiny_gguf(tmp_path / "t5.gguf", "t5encoder", shares=((1, 1),))
+    heads = [gg.rule(r"attn_[qkv]\.weight", "S1", units=2), gg.rule(r"attn_rel_b", "S0", units=2), gg.rule(r"attn_o\.weight", "S0", units=2)]
+    report = gg.check_model(t5, "vcpu:2", rules=heads, repairs=False)
+    assert report.violations[0].op == "SOFT_MAX" and {v.op for v in report.violations} == {"SOFT_MAX", "MUL_MAT"}  # what is behind it
+
+
 def test_without_the_rules_it_does_not_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else they would not be needed: rules of ours for what llama.cpp can do by itself are dead weight."""
     monkeypatch.setattr("pyggml.model.options.arch_rules", lambda info: ())
     for name in ARCH_RULES:
-        if name not in UPSTREAM_REFUSES and name != "hrm_text":  # hrm_text: llama.cpp mirrors it
+        if name not in UPSTREAM_REFUSES and name not in ("hrm_text", "wavtokenizer-dec"):  # llama.cpp mirrors them
             uneven = {"shares": (1, 1, 1), "made_for": (1, 1)} if name in UNEVEN else {}
             assert verify_arch(name, tmp_path, moe=None, **uneven).error, name
     for name in ("plamo3", "falcon", "llama-embed"):  # the head cannot be told from its dimensions

@@ -18,7 +18,7 @@ from pyggml.testing.exact import exact_gelu
 from pyggml.testing.gguf_writer import write_gguf
 
 WIDE = bool(os.environ.get("PYGGML_TEST_WIDE"))
-FEW = {"gemma3", "granitehybrid", "deepseek2", "gpt-oss", "phi3"}
+FEW = {"gemma3", "granitehybrid", "deepseek2", "gpt-oss", "phi3", "kimi-k3", "qwen4exp"}
 ALL = [(name, moe) for name, arch in ZOO.items() if arch.runs and arch.kind == "decoder" and name not in NO_RULES for moe in arch.variants]
 SOME = [(name, moe) for name, moe in ALL if WIDE or name in FEW]
 IDS = [f"{name}-moe" if moe and ZOO[name].moe == "both" else name for name, moe in SOME]

@@ -25,7 +25,7 @@ FEW = {"llama", "qwen35", "gemma3", "granitehybrid", "bert", "falcon", "stablelm
 SOME = [(name, moe) for name, moe in ALL if WIDE or name in FEW]
 IDS = [f"{name}-moe" if moe and ZOO[name].moe == "both" else name for name, moe in SOME]
 TOLERANCE = 1e-9
-NOT_SPLIT = {"bitnet", "mamba", "mamba2", "wavtokenizer-dec"}  # nothing is summed in them: docs/architectures.md
+NOT_SPLIT = {"bitnet", "mamba", "mamba2"}  # nothing is summed in them: docs/architectures.md
 
 SHARES: dict[str, dict[str, Any]] = {"2": {"shares": (1, 1)}, "3": {"shares": (1, 1, 1)}, "3,1": {"shares": (3, 1)}}
 ZERO: dict[str, dict[str, Any]] = {
@@ -52,7 +52,7 @@ AMBIGUOUS = {("graniteswitch", case) for case in ("1,0", "0,1", "31,1", "1,31", 
 # sizes that these cannot have
 FIXED = {("chameleon", "odd vocabulary"), ("qwen3tts", "odd vocabulary")}
 # with one step of everything, their linear attention has one K head, too, which cannot be told from its dimensions
-FIXED |= {(name, "1 KV head, 1,0") for name in ("qwen35", "qwen35moe", "qwen3next")}
+FIXED |= {(name, "1 KV head, 1,0") for name in ("qwen35", "qwen35moe")}
 
 
 @pytest.fixture(autouse=True)

@@ -40,7 +40,7 @@ _CONV = re.compile(r"conv(?!\.(in|out)_proj)")
 _SPIKY = re.compile(r"(ssm_out|shortconv\.out_proj)\.weight$")
 # small tensors that decide, or that kernels want in F32
 _PLAIN = re.compile(
-    r"norm|ffn_gate_inp|conv(?!\.(in|out)_proj)|ssm_(a|d|dt|x)\b|lerp|time_mix_(w\d|first|decay)|sinks|rel_b|hc_|scale|lora|ape"
+    r"norm|ffn_gate_inp|conv(?!\.(in|out)_proj|next\.\d+\.pw)|ssm_(a|d|dt|x)\b|lerp|time_mix_(w\d|first|decay)|sinks|rel_b|hc_|scale|lora|ape"
     r"|position_embd|token_types|\.bias$"
 )
 # those that a caller means who asks for a format
