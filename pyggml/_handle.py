@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +19,7 @@ __all__ = ["Borrowed", "Handle"]
 
 _exit_is_watched = False
 _exiting = False
+_forked = False
 
 
 def _at_exit() -> None:
@@ -25,7 +27,18 @@ def _at_exit() -> None:
     _exiting = True
 
 
+def _in_forked_child() -> None:
+    global _forked
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_forked_child)
+
+
 def _free(free: Callable[..., object], *arguments: Any) -> None:
+    if _forked:
+        return  # what it owns is the parent's
     # A daemon thread may be in the middle of a run while the interpreter ends: nothing is taken from under it. The
     # process gives the memory back.
     if _exiting:

@@ -9,6 +9,7 @@ leaves to it: valid pointers, and the life of what they point to. Function point
 from __future__ import annotations
 
 import atexit
+import os
 import threading
 
 try:
@@ -50,3 +51,5 @@ def _at_exit() -> None:
 
 
 atexit.register(_at_exit)
+if hasattr(os, "register_at_fork"):  # a child is refused every call
+    os.register_at_fork(after_in_child=lambda: atexit.unregister(_at_exit))

@@ -172,7 +172,7 @@ def test_fork(path: Path, where: str) -> None:
         assert number == str(i), said + errors
         assert set(",".join(others).split(",")) <= {"nothing", ""}, said
         assert ",".join(others).split(",").count("nothing") <= 3, said
-    assert child.returncode == 0, errors
+    assert (child.returncode, errors) == (0, "")  # children that end say nothing: what their handles own is the parent's
 
 
 EXITS = {
