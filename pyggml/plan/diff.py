@@ -185,7 +185,7 @@ class PlanDiff:
         """
         try:
             d = json.loads(text)
-        except ValueError as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise FileFormatError(f"difference of plans: not JSON: {error}") from None
         found = d.get("schema") if isinstance(d, dict) else None
         if found != DIFF_SCHEMA:

@@ -62,7 +62,7 @@ def _loaded(text: Mapping[str, Any] | str | bytes, what: str) -> Mapping[str, An
     if isinstance(text, (str, bytes)):
         try:
             text = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise FileFormatError(f"{what}: not JSON: {error}") from None
     if not isinstance(text, Mapping):
         raise FileFormatError(f"{what}: found a {type(text).__name__}, expected an object")
@@ -299,7 +299,8 @@ def from_captures(
                 )
             where = f"graphs[{number}].subgraphs"
             subgraphs += [Subgraph(first + start, first + stop, number) for start, stop in g["subgraphs"]]
-            for i, r in enumerate(g["allreduces"]):
+            # one device has every sum alone: ggml cuts the graph all the same, and then has nothing to do
+            for i, r in enumerate(g["allreduces"] if len(devices) > 1 else ()):
                 where = f"graphs[{number}].allreduces[{i}]"
                 allreduces.append(_capture_allreduce(r, g["algorithm"], communicator, nodes, first, cache))
         where = "buffers"

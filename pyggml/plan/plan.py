@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..errors import Error
+from ..errors import ArgumentError, Error
 from ..split import Decision, Rule, SplitState
 from .values import AllReduce, PlanLeaf, PlannedMemory, PlanNode, PlanRule, Subgraph, WeightBytes
 
@@ -124,10 +124,15 @@ class SplitPlan:
         """A node by its index, or the first node (else the first leaf) of a name.
 
         Raises:
-            PlanKeyError: there is none of that name; similar ones are named.
+            PlanKeyError: there is none of that name or index; similar names are told.
+            ArgumentError: it is neither.
         """
         if isinstance(key, int):
+            if not -len(self.nodes) <= key < len(self.nodes):
+                raise PlanKeyError(f"the plan has no node {key}: it has {len(self.nodes)}, counted from 0")
             return self.nodes[key]
+        if not isinstance(key, str):
+            raise ArgumentError(f"plan[{key!r:.80}]: expected a name or the index of a node, got {type(key).__name__}")
         if not self._names:
             for node in self.nodes:
                 self._names.setdefault(node.name, node)
@@ -151,7 +156,7 @@ class SplitPlan:
     def __contains__(self, key: object) -> bool:
         try:
             self[key]  # type: ignore[index]
-        except (LookupError, TypeError):
+        except (LookupError, ArgumentError):
             return False
         return True
 
@@ -177,8 +182,22 @@ class SplitPlan:
         """
         from .explain import Explainer
 
-        x = self[what] if isinstance(what, (str, int)) else what
+        x = self.tensor(what)
         return Explainer(self).explain(x.index + (len(self.nodes) if isinstance(x, PlanLeaf) else 0))
+
+    def tensor(self, what: str | int | PlanNode | PlanLeaf) -> PlanNode | PlanLeaf:
+        """A node or leaf by itself, its name, or the index of a node.
+
+        Raises:
+            PlanKeyError: the plan has none of that name or index, or not this one.
+            ArgumentError: it is none of these.
+        """
+        if not isinstance(what, (PlanNode, PlanLeaf)):
+            return self[what]
+        own = self.nodes if isinstance(what, PlanNode) else self.leafs
+        if what.index >= len(own) or own[what.index] != what:
+            raise PlanKeyError(f"{what.label or what.name!r} is of another plan: give its name, or ask that plan")
+        return what
 
     def provenance(self, leaf: PlanLeaf) -> str:
         """What decided the split of a weight, a cache or an input, in words; empty where that is not known."""
@@ -328,14 +347,14 @@ class SplitPlan:
 
         return tree(self, detail, fold)
 
-    def picture(self, name: str | int) -> View:
+    def picture(self, name: str | int | PlanNode | PlanLeaf) -> View:
         """What each device has of a tensor, drawn: the split axis in the devices' colours and numbers.
 
         Args:
-            name: of a node or leaf, or the index of a node; as for ``plan[name]``.
+            name: of a node or leaf, the index of a node, or one itself; as for `explain`.
 
         Raises:
-            PlanKeyError: there is none of that name; similar ones are named.
+            PlanKeyError: there is none of that name or index; similar names are told.
         """
         from ..report.plan_draw import picture
 
@@ -356,6 +375,9 @@ class SplitPlan:
             trace: measured times of a run of the same plan, shown on it.
 
         Returns: the page.
+
+        Raises:
+            ArgumentError: the trace is none, or has no run of this plan, or not its devices.
         """
         from ..report.plan_html import to_html
         from ..report.view import write_text

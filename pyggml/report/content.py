@@ -357,6 +357,10 @@ class Content:
 
 
 def _measured(plan: SplitPlan, trace: Trace) -> tuple[tuple[Measured | None, ...], int]:
+    from ..tracing import Trace
+
+    if not isinstance(trace, Trace):
+        raise ArgumentError(f"expected a Trace, got {type(trace).__name__}: take one with `with pyggml.trace() as trace:`")
     names = [d.name for d in trace.devices]
     missing = [d for d in plan.devices if d not in names]
     if missing:

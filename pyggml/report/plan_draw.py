@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Iterable
 
 from .._units import binary, counted, percent
-from ..plan import Detail, PlanLeaf, SplitPlan
+from ..plan import Detail, PlanLeaf, PlanNode, SplitPlan
 from .content import MEMORY, Content, Item
 from .fold import Stretch
 from .plan_rows import check_detail
@@ -87,10 +87,10 @@ def memory_bars(plan: SplitPlan, width: int) -> View:
     return View(tuple(lines))
 
 
-def picture(plan: SplitPlan, name: str | int) -> View:
+def picture(plan: SplitPlan, name: str | int | PlanNode | PlanLeaf) -> View:
     """See `SplitPlan.picture`."""
     content = Content(plan)
-    x = plan[name]
+    x = plan.tensor(name)
     item = content.items[x.index + (len(plan.nodes) if isinstance(x, PlanLeaf) else 0)]
     lines: list[Line] = [((item.title, "bold"), (f"  {item.op}  {x.type} {item.ne}  {binary(x.bytes)}  ", "dim"), (item.split, _LOOKS[item.look]))]
     bands = content.bands(item)

@@ -44,7 +44,7 @@ def from_json(text: str | bytes | Mapping[str, Any]) -> Trace:
     if isinstance(text, (str, bytes)):
         try:
             text = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise FileFormatError(f"trace: not JSON: {error}") from None
     if not isinstance(text, Mapping):
         raise FileFormatError(f"trace: found a {type(text).__name__}, expected an object")

@@ -20,6 +20,7 @@ from rich.console import Console
 import pyggml as gg
 from pyggml.errors import ArgumentError
 from pyggml.plan import PlanKeyError, PlanNode, SplitPlan
+from pyggml.plan.diff import PlanDiff
 from pyggml.report.content import Content
 from pyggml.report.plan_graph import flow
 from pyggml.report.plan_rows import rows
@@ -363,3 +364,41 @@ def test_many_stretches_of_layers_are_shortened() -> None:
     assert layers_words((0, 3, 4, 7, 8, 11)) == "layers 0, 3, 4, 7, 8, 11"
     assert layers_words((0, 3, 4, 7, 8, 11, 12, 15, 16)) == "layers 0, 3, 4, … 16"
     assert layers_words((1, 5, 9, 13, 17)) == "layers 1, 5, 9, … 17"
+
+
+# what is asked wrongly
+
+
+@pytest.mark.parametrize("what", [None, 1.5, b"y", object(), [1]])
+def test_what_is_no_name_and_no_index_is_said(plan: SplitPlan, what: Any) -> None:
+    for ask in (plan.explain, plan.picture, plan.__getitem__):
+        with pytest.raises(ArgumentError, match="expected a name or the index of a node"):
+            ask(what)
+    assert what not in plan
+
+
+@pytest.mark.parametrize("index", [10**9, -(10**9)])
+def test_an_index_beyond_the_nodes_is_said(plan: SplitPlan, index: int) -> None:
+    for ask in (plan.explain, plan.picture, plan.__getitem__):
+        with pytest.raises(PlanKeyError, match=f"no node {index}: it has {len(plan)}"):
+            ask(index)
+
+
+def test_tensors_of_another_plan_are_not_explained(plan: SplitPlan) -> None:
+    other = layered("1:1", n_layer=6)
+    for x in (other.nodes[0], other.nodes[-1], other.leafs[-1]):
+        for ask in (plan.explain, plan.picture):
+            with pytest.raises(PlanKeyError, match="is of another plan"):
+                ask(x)
+    assert str(plan.picture(plan.nodes[3])) == str(plan.picture(3))
+
+
+def test_a_trace_that_is_none_is_said(plan: SplitPlan) -> None:
+    with pytest.raises(ArgumentError, match="expected a Trace, got str"):
+        plan.to_html(trace="trace.json")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("read", [SplitPlan.from_json, PlanDiff.from_json, gg.Trace.from_json])
+def test_json_that_is_too_deep_is_refused(read: Any) -> None:
+    with pytest.raises(gg.FileFormatError, match="not JSON"):
+        read("[" * 100_000)
