@@ -187,16 +187,8 @@ class _Job:
                 if error is not None:
                     raise error
             for n_tokens, n_past in self.steps:
-                _decode(context, n_tokens, n_past)
+                context.decode(np.zeros(n_tokens, np.int32), n_past, all_logits=True)
 
 
 def _batch(context: NativeContext, n: int) -> None:
     context.set_batch(np.zeros(n, np.int32), np.arange(n, dtype=np.int32), [(0,)] * n, np.ones(n, np.int8))
-
-
-def _decode(context: NativeContext, n_tokens: int, n_past: int) -> None:
-    for first in range(0, n_tokens, context.n_batch):
-        n = min(context.n_batch, n_tokens - first)
-        context.decode(np.zeros(n, np.int32), n_past + first, all_logits=True)
-
-

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from .._arguments import text
 from .._ffi import ffi, lib
 from .._handle import Handle
+from ..device import Device
 from ..dtype import DTYPES_BY_ID, DTypeLike
 from ..errors import ArgumentError, BusyError, SplitError, UnsupportedError
 from ..gguf_check import check_gguf
@@ -57,7 +58,8 @@ class Model(Handle):
         device: a `MetaDevice` (its rules stand in front of llama.cpp's own), devices, or words such as ``"vcpu:2"``;
             None: the CPU.
         split_mode, tensor_split, n_ctx, n_batch, type_k, type_v, flash_attn, threads, attn_f32: see
-            `ModelOptions`. ``split_mode`` is ``tensor`` on a `MetaDevice`, else ``none``, unless it is given.
+            `ModelOptions`. ``split_mode`` is ``tensor`` on a `MetaDevice` and over several devices, else ``none``, unless it is
+            given; ``none`` takes the first device.
         rules: made by `rule`, or pairs (pattern, split); they stand in front of those of a `MetaDevice`. The first
             one that is found in the name of a weight or cache decides; llama.cpp's own rules decide the rest.
         probe: load it in a child process first, so that a file that crashes llama.cpp is an exception here.
@@ -89,8 +91,11 @@ class Model(Handle):
         probe: bool = False,
         progress: Progress | None = None,
     ) -> None:
+        devices, own = devices_of(device)
+        if split_mode is None:
+            split_mode = "tensor" if isinstance(device, MetaDevice) or len(devices) > 1 else "none"
         options = ModelOptions(
-            ("tensor" if isinstance(device, MetaDevice) else "none") if split_mode is None else split_mode,
+            split_mode,
             shares_of(tensor_split),
             n_ctx,
             n_batch,
@@ -100,7 +105,7 @@ class Model(Handle):
             threads,
             bool(attn_f32),
         )
-        self._open(path, device, options, rules, probe, progress)
+        self._open(path, devices, options, (*rules, *own), probe, progress)
 
     @classmethod
     def with_options(
@@ -115,13 +120,14 @@ class Model(Handle):
     ) -> Model:
         """The same from a `ModelOptions`."""
         self = cls.__new__(cls)
-        self._open(path, device, options, rules, probe, progress)
+        devices, own = devices_of(device)
+        self._open(path, devices, options, (*rules, *own), probe, progress)
         return self
 
     def _open(
         self,
         path: str | os.PathLike[str],
-        device: Devices | None,
+        devices: list[Device],
         options: ModelOptions,
         rules: Iterable[Rule | tuple[str, str]],
         probe: bool,
@@ -131,9 +137,10 @@ class Model(Handle):
             raise ArgumentError(f"progress={progress!r}: expected a function of the fraction loaded")
         if isinstance(path, bytes):
             raise ArgumentError(f"the path of a model is a str or a Path, got {path!r}; os.fsdecode() makes a str of it")
-        devices, own = devices_of(device)
-        given = (*(as_rule(r) for r in rules), *own)
+        given = tuple(as_rule(r) for r in rules)
         options.check(len(devices))
+        if options.split_mode == "none":
+            devices = devices[:1]
         self.path = Path(path)
         self.info: GGUFInfo = check_gguf(path)
         try:

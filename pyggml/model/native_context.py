@@ -154,18 +154,21 @@ class NativeContext:
         return status, failure(f"{self.loaded.info.path.name}: {what}")
 
     def decode(self, tokens: npt.NDArray[np.int32], n_past: int, *, all_logits: bool) -> None:
-        """Decodes tokens of sequence 0 behind n_past others, which are there.
+        """Decodes tokens of sequence 0 behind n_past others, which are there; more than `n_batch` in parts.
 
         Raises:
             ModelError, OutOfMemoryError: llama.cpp cannot.
         """
         n = len(tokens)
+        ids, at = np.ascontiguousarray(tokens, np.int32), np.arange(n_past, n_past + n, dtype=np.int32)
         wanted = np.full(n, all_logits, np.int8)
         wanted[-1] = 1
-        self.set_batch(np.ascontiguousarray(tokens, np.int32), np.arange(n_past, n_past + n, dtype=np.int32), [(0,)] * n, wanted)
-        _, error = self.compute()
-        if error is not None:
-            raise error
+        for first in range(0, n, self.n_batch):
+            part = slice(first, first + self.n_batch)
+            self.set_batch(ids[part], at[part], [(0,)] * len(ids[part]), wanted[part])
+            _, error = self.compute()
+            if error is not None:
+                raise error
 
     def fill(self, n_past: int) -> None:
         """Puts that many tokens into the cache of sequence 0."""

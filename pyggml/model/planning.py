@@ -46,7 +46,8 @@ def plan_model(
     Args:
         path: the GGUF file (of a split one, the first part), or its header.
         device: a `MetaDevice` (its rules stand in front of llama.cpp's own), devices, or words such as ``"sim:2@24GiB"``.
-        n_tokens: tokens of the decode that is planned (1: generation; more: a prompt).
+        n_tokens: tokens of the decode that is planned (1: generation; more: a prompt). More than ``n_batch`` are decoded in
+            parts, as `Context.decode` does it: the plan has their graphs behind each other.
         n_past: tokens that are in the cache before it.
         all_logits: logits behind every token, as `Model.logits` wants them; else behind the last one, as generation does.
         rules: stand in front of those of a `MetaDevice`.
@@ -72,7 +73,6 @@ def plan_model(
     options.check(len(devices))
     if whole("n_tokens", n_tokens, -MAX_TOKENS, 1 << 62) < 1 or whole("n_past", n_past, -MAX_TOKENS, 1 << 62) < 0 or n_past + n_tokens > options.n_ctx:
         raise ArgumentError(f"n_past={n_past} and n_tokens={n_tokens} do not fit into a context of {options.n_ctx} tokens")
-    options = replace(options, n_batch=max(options.n_batch, n_tokens))
     info = check_gguf(path, whole=False)
     yours = (*(as_rule(r) for r in rules), *own)
 

@@ -40,11 +40,11 @@ def check_counts(plan: gg.SplitPlan, devices: list[gg.Device], sums: int | None 
         assert seen.buffer_bytes_peak == memory.total
 
 
-SPLITS = [("vcpu:2", (1, 1)), ("vcpu:2", (3, 1)), ("vcpu:3", (1, 1, 1)), ("vcpu:3", (1, 2, 1)), ("vcpu:2", (1, 0))]
+SPLITS = [("vcpu:2", (1, 1)), ("vcpu:2", (3, 1)), ("vcpu:3", (1, 1, 1)), ("vcpu:3", (1, 2, 1)), ("vcpu:2", (1, 0)), ("vcpu:1", (1,))]
 
 
 @pytest.mark.parametrize("device, shares", SPLITS)
-@pytest.mark.parametrize("n_past, n_tokens", [(0, 17), (0, 1), (16, 1), (5, 12), (20, 30)])
+@pytest.mark.parametrize("n_past, n_tokens", [(0, 17), (0, 1), (16, 1), (5, 12), (20, 30), (10, 45)])
 @pytest.mark.parametrize("name", ["llama", "llama-moe", "qwen35"])
 def test_models(tiny: Make, name: str, device: str, shares: tuple[float, ...], n_past: int, n_tokens: int) -> None:
     devices = gg.parse_devices(device)
@@ -64,7 +64,10 @@ def test_models(tiny: Make, name: str, device: str, shares: tuple[float, ...], n
         with gg.trace() as taken:
             context.decode(tokens[n_past:])
         plan = model.plan(n_tokens, n_past)
-        check_trace(plan, taken)
+        if n_tokens <= 32:
+            check_trace(plan, taken)
+        else:  # in parts, each a run of the trace
+            assert len(taken.runs) == 2 and {s.graph for s in plan.subgraphs} == {0, 1}
         got = [d.stats() for d in devices]
         assert [s.graph_computes for s in got] == [len(plan.subgraphs)] * len(devices)
         assert [s.allreduces for s in got] == [len(plan.allreduces)] * len(devices)
@@ -150,6 +153,8 @@ def test_graphs(mlp: tuple[gg.MetaDevice, gg.Weights], build: Callable[..., int]
     meta, weights = mlp
     with gg.Graph(meta) as graph:
         sums = build(graph, weights, graph.input("x", (64, n_tokens)))
+        if meta.n_devices == 1:  # it has them all alone
+            sums = 0
         for d in meta.devices:
             d.reset_stats()
         plan = graph.plan()

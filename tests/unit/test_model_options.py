@@ -132,3 +132,19 @@ def test_all_rules_that_do_not_fit_are_named_at_once(tiny: TinyModel, monkeypatc
     with pytest.raises(gg.SplitError) as planned:
         gg.plan_model(tiny, "vcpu:2", rules=[("ffn_down", "M"), ("attn_q.weight", "S1 1:3")], options=gg.ModelOptions("tensor", (3.0, 1.0)))
     assert len(planned.value.violations) == 2 * tiny.n_layer
+
+
+@pytest.mark.parametrize(
+    "device, given, mode, names",
+    [
+        (None, None, "none", []),
+        ("vcpu:1", None, "none", ["VCPU0"]),
+        ("vcpu:2", None, "tensor", ["VCPU0", "VCPU1"]),  # whoever names two wants them used
+        ("vcpu:2", "none", "none", ["VCPU0"]),  # and none takes the first
+        ("vcpu:2", "layer", "layer", ["VCPU0", "VCPU1"]),
+    ],
+)
+def test_the_split_mode_of_so_many_devices(tmp_path: Path, device: str | None, given: str | None, mode: str, names: list[str]) -> None:
+    with gg.Model(tiny_gguf(tmp_path / "m.gguf", shares=((1, 1),)), device, split_mode=given, n_ctx=32, threads=1) as model:
+        assert (model.options.split_mode, [d.name for d in model.devices]) == (mode, names)
+        assert all(name in repr(model) for name in names)
