@@ -145,7 +145,8 @@ def _planned(model: str, given: dict[str, Any]) -> SplitPlan:
         try:
             return plan_model(model, given["device"], n_tokens=given["n_tokens"] or 1, n_past=given["n_past"], rules=given["rules"], options=options_of(given))
         except SplitError:
-            click.echo("this is the first that is refused; --check lists all of it, with repairs", err=True)
+            if not given["rules"]:  # with rules of one's own, all is said at once
+                click.echo("this is the first that is refused; --check lists all of it, with repairs", err=True)
             raise
 
 
