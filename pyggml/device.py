@@ -14,7 +14,7 @@ from typing import Any
 from ._arguments import text, whole
 from ._ffi import ffi, lib, non_null
 from .buffer import BufferType
-from .errors import ArgumentError, ClosedError, DeviceError, DeviceNotFoundError
+from .errors import ArgumentError, ClosedError, DeviceError, DeviceLostError, DeviceNotFoundError
 
 __all__ = [
     "Device",
@@ -134,7 +134,12 @@ class Device:
 
     @property
     def lost(self) -> str | None:
-        """Why the device cannot be used any more, or None while it works."""
+        """Why the device cannot be used any more, or None while it works. The server of a remote one is asked."""
+        if self.backend == "RPC":
+            try:
+                _ = self.memory
+            except DeviceLostError as error:
+                return str(error)
         if not self.is_virtual:
             return None
         text = lib.pgg_vcpu_lost(self.ptr)

@@ -22,7 +22,7 @@ from ._ffi.spans import span
 from ._handle import Borrowed, Handle
 from .device import Device, default_threads
 from .dtype import DTypeLike, as_dtype
-from .errors import ArgumentError, ClosedError, DeviceError, OutOfMemoryError, ShapeError, UnsupportedError
+from .errors import ArgumentError, ClosedError, DeviceError, Error, OutOfMemoryError, ShapeError, UnsupportedError
 from .meta import (
     MetaDevice,
     Target,
@@ -563,7 +563,8 @@ class _State:
 
     def free(self) -> None:
         if self.backend != ffi.NULL:
-            lib.ggml_backend_synchronize(self.backend)
+            with contextlib.suppress(Error):  # what is queued fails on a device that is lost; that was told, or nobody waits for it
+                lib.ggml_backend_synchronize(self.backend)
         if self.galloc != ffi.NULL:
             lib.ggml_gallocr_free(self.galloc)
         if self.backend != ffi.NULL:

@@ -139,6 +139,24 @@ def test_another_model_goes_on(tiny: Make, servers: list[Server], mode: str) -> 
         working.more(2)
 
 
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_graph_on_it_is_closed_as_ever(servers: list[Server], which: int) -> None:
+    gone, x = servers[which], np.ones((4, 64), np.float32)
+    devices = [d for server in servers for d in gg.rpc(server.address)]
+    assert [d.lost for d in devices] == [None, None]
+    with gg.MetaDevice(devices, [("w", "S1")]) as meta, gg.Weights(meta, {"w": np.eye(64, dtype=np.float32)}) as weights:
+        graph = gg.Graph(meta)
+        graph.output("y", weights["w"] @ graph.input("x", (64, 4)))
+        assert np.array_equal(graph.run(x=x)["y"], x)
+        gone.kill()
+        with pytest.raises(gg.DeviceLostError, match=gone.address):
+            graph.run(x=x)
+        graph.close()  # waits for what is queued, which fails: that was told
+        assert graph.closed
+    assert devices[1 - which].lost is None
+    assert gone.address in (devices[which].lost or "")
+
+
 def test_killed_within_a_long_prompt(tiny: Make, servers: list[Server]) -> None:
     """Within one call of llama_decode, most of whose work is still to come."""
     model = tiny("llama")
