@@ -148,7 +148,7 @@ def random_inputs(graph: Graph, seed: int = 0) -> dict[str, npt.NDArray[Any]]:
 
 def compare(
     graph: Graph,
-    on: Target,
+    on: Target | str,
     inputs: Mapping[str, Any] | None = None,
     *,
     tolerance: float = DEFAULT_TOLERANCE,
@@ -166,14 +166,16 @@ def compare(
         is off is named.
 
     Raises:
-        ArgumentError: no graph, no device, or no inputs by name.
+        ArgumentError: no graph, no device, no inputs by name, or a tolerance below 0.
     """
     from .graph import Graph
     from .meta import check_target
 
     if not isinstance(graph, Graph):
         raise ArgumentError(f"compare(): expected a Graph, got {type(graph).__name__}; models are compared by compare_models()")
-    check_target("compare(on=)", on)
+    on = check_target("compare(on=)", on)
+    if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not tolerance >= 0:
+        raise ArgumentError(f"compare(tolerance={tolerance!r}): expected an NMSE, 0 or more")
     if inputs is not None and not isinstance(inputs, Mapping):
         raise ArgumentError(f"compare(inputs=): expected values by name, got {type(inputs).__name__}")
     values = dict(inputs) if inputs is not None else random_inputs(graph, seed)

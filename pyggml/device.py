@@ -314,20 +314,24 @@ def rpc(address: str) -> list[Device]:
 
 
 def get_device(name: str) -> Device:
-    """One device by ggml's name (``CUDA0``, ``Vulkan1``, ``CPU``) or ``vcpu:<number>``, in any case of letters.
+    """One device by ggml's name (``CUDA0``, ``Vulkan1``, ``CPU``, ``VCPU0``: made on demand), in any case of letters. `parse_devices` knows words for
+    several.
 
     Raises:
         DeviceNotFoundError: there is none of that name; the message lists those there are.
     """
     if not isinstance(name, str):
         raise ArgumentError(f"get_device({name!r:.80}): a device's name is a str, such as 'CUDA0'")
-    if match := re.fullmatch(r"vcpu:?(\d{1,18})", name, re.IGNORECASE | re.ASCII):
+    if match := re.fullmatch(r"vcpu(\d{1,18})", name, re.IGNORECASE | re.ASCII):
         return virtual_cpus(1, first=int(match[1]))[0]
     for found in devices():
         if found.name.lower() == name.lower():
             return found
     have = ", ".join(d.name for d in devices())
-    raise DeviceNotFoundError(f"no device named {name!r}; found: {have}; virtual ones are called vcpu:<how many>")
+    kind = name.lower().partition(":")[0]
+    words = {"vcpu": "vcpu:2 are two virtual ones, VCPU0 is the first", "sim": "sim:2@24GiB are two simulated ones", "rpc": "rpc:HOST:PORT is a server"}
+    hint = words.get(kind) or "; ".join(words.values())
+    raise DeviceNotFoundError(f"no device named {name!r}; found: {have}; {hint}" + (f": parse_devices({name!r})" if kind in words else ""))
 
 
 _SIMULATED = re.compile(

@@ -56,15 +56,15 @@ class Graph(Handle):
     allocates; from then on no nodes can be added, and ``run`` can be called any number of times.
 
     Args:
-        device: where it runs.
+        device: where it runs; words such as ``"cpu"`` for a single device.
         size: the largest number of tensors.
         threads: for a plain CPU device; None: all cores.
     """
 
     is_graph = True
 
-    def __init__(self, device: Target, *, size: int = 8192, threads: int | None = None) -> None:
-        self.device = check_target("Graph", device)
+    def __init__(self, device: Target | str, *, size: int = 8192, threads: int | None = None) -> None:
+        self.device = device = check_target("Graph", device)
         self._size = size = whole("Graph: size", size, 1, _MAX_SIZE)
         if threads is not None:
             threads = whole("Graph: threads", threads, 1, 512)
@@ -214,6 +214,7 @@ class Graph(Handle):
             if owner.device is not self.device and owner.device.ptr != self.device.ptr:
                 raise ArgumentError(
                     f"weight {tensor.name!r} is on {owner.device.name}, the graph on {self.device.name}: place both on the same device"
+                    + (", one MetaDevice: each has rules of its own" if owner.device.name == self.device.name else "")
                 )
             self._weights[id(owner)] = owner
             return tensor.ptr

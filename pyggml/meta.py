@@ -114,14 +114,19 @@ def communicator_of(devices: Sequence[Device]) -> str:
 
 
 def check_target(what: str, target: Any) -> Target:
-    """The target, which must be a device.
+    """The target, which must be a device, or words for one, such as ``"cpu"`` or ``"vcpu:1"``.
 
     Raises:
-        ArgumentError: it is none.
+        ArgumentError: it is none, or several. DeviceNotFoundError: there is no such device.
     """
-    if not isinstance(target, (Device, MetaDevice)):
-        raise ArgumentError(f"{what}: expected a Device or a MetaDevice, got {type(target).__name__}; get_device(name) finds one by name")
-    return target
+    if isinstance(target, (Device, MetaDevice)):
+        return target
+    if isinstance(target, str):
+        found = parse_devices(target)
+        if len(found) == 1:
+            return found[0]
+        raise ArgumentError(f"{what}: {target!r} are {len(found)} devices; MetaDevice({target!r}, rules) makes one of them")
+    raise ArgumentError(f"{what}: expected a Device, a MetaDevice or words such as 'cpu', got {type(target).__name__}")
 
 
 def check_device_open(user: object, target: Target) -> None:
@@ -148,7 +153,7 @@ def refuse_simulated(target: Target, what: str) -> None:
     """Raises UnsupportedError where a simulated device is among the target's: it computes nothing and keeps nothing."""
     names = [d.name for d in target_devices(target) if d.is_simulated]
     if names:
-        raise UnsupportedError(f"{what}: {', '.join(names)} is simulated, for plans; run it on real or virtual devices, such as vcpu:2")
+        raise UnsupportedError(f"{what}: {', '.join(names)} {'is' if len(names) == 1 else 'are'} simulated, for plans; run it on real or virtual devices, such as vcpu:2")
 
 
 def _policy_of(rules: tuple[Rule, ...], n_devices: int, decisions: dict[str, Decision]) -> Any:

@@ -52,7 +52,7 @@ class Weights(Handle, Mapping[str, Tensor]):
 
     def __init__(
         self,
-        device: Target,
+        device: Target | str,
         tensors: Mapping[str, npt.NDArray[Any] | QuantizedArray],
         *,
         progress: Progress | None = None,
@@ -69,7 +69,7 @@ class Weights(Handle, Mapping[str, Tensor]):
             for name, value in arrays.items():
                 dtype, ne = shapes[name]
                 raw = as_bytes(value, ne, dtype, name)
-                with on_device(device):
+                with on_device(self.device):
                     lib.ggml_backend_tensor_set(self._tensors[name].ptr, ffi.from_buffer(raw), 0, raw.nbytes)
                 done += raw.nbytes
                 if progress is not None:
@@ -79,7 +79,7 @@ class Weights(Handle, Mapping[str, Tensor]):
             raise
 
     @classmethod
-    def empty(cls, device: Target, shapes: Mapping[str, tuple[DType, tuple[int, ...]]]) -> Weights:
+    def empty(cls, device: Target | str, shapes: Mapping[str, tuple[DType, tuple[int, ...]]]) -> Weights:
         """Tensors without values (for plans): name -> (dtype, ne in ggml's order)."""
         if not isinstance(shapes, Mapping) or not all(isinstance(s, (tuple, list)) and len(s) == 2 for s in shapes.values()):
             raise ArgumentError(f"Weights.empty(): expected a dict of (DType, ne) by name, got {shapes!r:.80}")
@@ -90,7 +90,7 @@ class Weights(Handle, Mapping[str, Tensor]):
     @classmethod
     def from_gguf(
         cls,
-        device: Target,
+        device: Target | str,
         path: str | os.PathLike[str],
         pattern: str = "",
         *,
@@ -125,7 +125,7 @@ class Weights(Handle, Mapping[str, Tensor]):
                 raw = np.fromfile(t.path, np.uint8, t.nbytes, offset=t.offset)
                 if raw.nbytes != t.nbytes:
                     raise FileFormatError(f"{t.path}: tensor {t.name!r} has {raw.nbytes} bytes left of {t.nbytes}: the file was cut meanwhile")
-                with on_device(device):
+                with on_device(self.device):
                     lib.ggml_backend_tensor_set(self._tensors[t.name].ptr, ffi.from_buffer(raw), 0, raw.nbytes)
                 done += raw.nbytes
                 if progress is not None:
@@ -135,10 +135,10 @@ class Weights(Handle, Mapping[str, Tensor]):
             raise
         return self
 
-    def _place(self, device: Target, shapes: Mapping[str, tuple[DType, tuple[int, ...]]]) -> None:
+    def _place(self, device: Target | str, shapes: Mapping[str, tuple[DType, tuple[int, ...]]]) -> None:
         if not shapes:
             raise ArgumentError("Weights without a tensor")
-        self.device = check_target("Weights", device)
+        self.device = device = check_target("Weights", device)
         ctx = lib.ggml_init({"mem_size": lib.ggml_tensor_overhead() * (len(shapes) + 1), "mem_buffer": ffi.NULL, "no_alloc": True})
         non_null(ctx, "ggml_init failed", OutOfMemoryError)
         held: list[Any] = [ffi.NULL]

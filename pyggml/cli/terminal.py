@@ -41,8 +41,17 @@ def progress(label: str) -> Iterator[Callable[[float], None]]:
 
 
 def open_model(path: str | Path, device: Any, options: ModelOptions, rules: Sequence[Rule] = (), label: str = "") -> Any:
-    """The model, with a bar while it is loaded."""
+    """The model, with a bar while it is loaded.
+
+    Raises:
+        UnsupportedError: the devices are simulated; that is said before anything is read.
+    """
+    from ..device import parse_devices
+    from ..meta import refuse_simulated
     from ..model import Model
 
+    devices = device if device is None else parse_devices(device)
+    for one in devices or ():
+        refuse_simulated(one, f"{Path(path).name} cannot run")
     with progress(f"loading {Path(path).name} {label}".rstrip()) as call:
-        return Model.with_options(path, device, options, rules=rules, progress=call)
+        return Model.with_options(path, devices, options, rules=rules, progress=call)

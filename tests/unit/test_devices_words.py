@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 import pyggml as gg
@@ -35,3 +36,20 @@ def test_virtual_ones_are_numbered_through() -> None:
 def test_a_number_behind_a_number() -> None:
     assert [d.name for d in gg.simulated("rtx3090", n=2)] == ["rtx3090-0", "rtx3090-1"]
     assert [d.name for d in gg.simulated("GPU", n=2)] == ["GPU0", "GPU1"]
+
+
+def test_words_are_no_names() -> None:
+    """``vcpu:2`` are two devices everywhere, and never the third."""
+    assert gg.get_device("vcpu2").name == "VCPU2"
+    for words, says in (("vcpu:2", r"two virtual ones.*parse_devices\('vcpu:2'\)"), ("sim:2", "two simulated ones"), ("nothing", "vcpu:2.*sim:2@24GiB.*rpc:HOST:PORT")):
+        with pytest.raises(gg.DeviceNotFoundError, match=says):
+            gg.get_device(words)
+
+
+def test_words_for_one_device_where_one_is_wanted() -> None:
+    weights = gg.Weights("vcpu:1", {"w": np.ones((4, 8), np.float32)})
+    with weights, gg.Graph("vcpu:1") as graph:
+        graph.output("y", weights["w"] @ graph.input("x", (8,)))
+        assert gg.compare(graph, on="cpu").ok
+    with pytest.raises(gg.ArgumentError, match=r"Graph: 'vcpu:2' are 2 devices; MetaDevice\('vcpu:2', rules\)"):
+        gg.Graph("vcpu:2")
