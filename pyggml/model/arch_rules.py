@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..gguf_info import GGUFArray, GGUFInfo
+from ..gguf_info import GGUFArray, GGUFInfo, GGUFTensor
 from ..split import Rule, TensorInfo, rule
 
 __all__ = ["ARCH_RULES", "NO_RULES", "ArchRules", "arch_rules"]
@@ -185,7 +185,7 @@ class _Builder:
         lengths = [t.ne[0] for name, t in self.tensors.items() if re.search(rf"{ffn}_down{kinds}\.weight$", name)]
         while unit > 1 and any(n % unit for n in lengths):
             unit //= 2  # odd sizes
-        fused = tuple(n for n, t in self.tensors.items() if n.endswith("ffn_up.weight") and self.is_fused(n, t.ne[1]))
+        fused = tuple(n for n, t in self.tensors.items() if n.endswith("ffn_up.weight") and self.is_fused(n, rows(t)))
         if fused:
             yield Rule("^(" + "|".join(map(re.escape, fused)) + ")$", _halves, unit)
         yield rule(rf"{ffn}_(up|gate){kinds}\.weight$", "S1", granularity=unit)
@@ -217,7 +217,7 @@ class _Builder:
             return
         of = {"units": n_kv, "granularity": self.heads_at_once(o.ne[0] // n_kv, o.dtype.block_size)}
         if fused is not None:
-            length = fused.ne[1] // (n_head + 2 * n_kv)
+            length = rows(fused) // (n_head + 2 * n_kv)
             parts = f"[{n_head * length},{n_kv * length}x2]"
             yield rule(rf"{name}_qkv\.weight$", f"S1{parts}", **of)
             yield rule(rf"{name}_qkv\.bias$", f"S0{parts}", **of)
@@ -247,7 +247,7 @@ class _Builder:
         n_head = self.number("attention.head_count", i)
         if o is None or self.number("attention.head_count_kv", i, n_head) != 1:
             return
-        if n_head > 1 and q is not None and q.ne[1] % n_head == 0 and o.ne[0] % n_head == 0:
+        if n_head > 1 and q is not None and rows(q) % n_head == 0 and o.ne[0] % n_head == 0:
             of = {"units": n_head, "granularity": self.heads_at_once(o.ne[0] // n_head, o.dtype.block_size)}
             yield rule(rf"{name}_q\.weight$", "S1", **of)
             yield rule(rf"{name}_q\.bias$", "S0", **of)
@@ -255,7 +255,7 @@ class _Builder:
             if norm is not None and len(norm.ne) > 1 and norm.ne[1] == n_head:
                 yield rule(rf"{name}_q_norm\.(weight|bias)$", "S1", **of)
             gate = self.tensors.get(f"blk.{i}.attn_gate.weight")
-            if gate is not None and gate.ne[1] % n_head == 0:
+            if gate is not None and rows(gate) % n_head == 0:
                 yield rule(rf"{name}_gate\.weight$", "S1", **of)
             yield rule(rf"{name}_sinks", "S0", **of)
             yield rule(rf"{name}_output\.weight$", "S0", **of)
@@ -266,16 +266,16 @@ class _Builder:
         """Gated delta nets: whole K heads, with what belongs to them. Their V heads stand beside them, or one of each in rounds."""
         out, conv = self.tensors.get(f"blk.{i}.ssm_out.weight"), self.tensors.get(f"blk.{i}.ssm_conv1d.weight")
         n, width, inner = self.number("ssm.group_count"), self.number("ssm.state_size"), self.number("ssm.inner_size")
-        if out is None or conv is None or n < 1 or inner % n or conv.ne[1] != 2 * n * width + inner:
+        if out is None or conv is None or n < 1 or inner % n or rows(conv) != 2 * n * width + inner:
             return
         if n == 1:  # it cannot be on one device alone: ggml takes its only axis for another one then
             yield rule(rf"^blk\.{i}\.(attn_qkv|attn_gate|ssm_)", "M")
             yield rule(rf"^cache_[rs]_l{i}$", "M")
             return
         name, kept, rounds, heads = rf"^blk\.{i}\.", conv.ne[0] - 1, 1, self.number("ssm.time_step_rank")
+        if heads < 1 or heads % n or inner % heads:
+            return
         if self.known.tiled:
-            if heads < 1 or heads % n or inner % heads:
-                return
             rounds = heads // n
         of = {"units": n, "granularity": self.heads_at_once(inner // rounds // n, out.dtype.block_size)}
 
@@ -293,9 +293,9 @@ class _Builder:
 
     def delta(self, i: int) -> Iterator[Rule]:
         """Kimi's delta attention: a head of Q, K and V each, with its convolutions, gates and states."""
-        out, conv = self.tensors.get(f"blk.{i}.attn_output.weight"), self.tensors.get(f"blk.{i}.ssm_conv1d_q.weight")
+        out, conv, a = (self.tensors.get(f"blk.{i}.{n}") for n in ("attn_output.weight", "ssm_conv1d_q.weight", "ssm_a"))
         n_head = self.number("attention.head_count", i)
-        if out is None or conv is None or n_head < 2 or out.ne[0] % n_head or conv.ne[-1] != out.ne[0]:
+        if out is None or conv is None or a is None or n_head < 2 or out.ne[0] % n_head or conv.ne[-1] != out.ne[0]:
             return
         name, inner, kept = rf"^blk\.{i}\.", out.ne[0], conv.ne[0] - 1
         of = {"units": n_head, "granularity": self.heads_at_once(inner // n_head, out.dtype.block_size)}
@@ -306,7 +306,7 @@ class _Builder:
         yield rule(rf"{name}ssm_conv1d_[qkv]\.weight$", "S2", **of)
         yield rule(rf"{name}ssm_({'|'.join(gates)}|beta)\.weight$", "S1", **of)
         yield rule(rf"{name}ssm_dt\.bias$", "S0", **of)
-        yield rule(rf"{name}ssm_a$", "S1" if len(self.tensors[f"blk.{i}.ssm_a"].ne) > 1 else "S0", **of)
+        yield rule(rf"{name}ssm_a$", "S1" if len(a.ne) > 1 else "S0", **of)
         yield rule(rf"{name}attn_output\.weight$", "S0", **of)
         # llama.cpp renames the cache of convolutions when it builds graphs
         yield rule(rf"^(cache_r_l|conv_states_all-){i}$", f"S0[{inner * kept}x3]", **of)
@@ -327,7 +327,13 @@ class _Builder:
 
     def heads_at_once(self, width: int, block: int) -> int:
         """How many heads fill whole blocks of a quantized output projection."""
+        width = max(width, 1)  # a damaged file's; llama.cpp refuses it by name
         return math.lcm(width, block) // width
+
+
+def rows(tensor: GGUFTensor) -> int:
+    """Rows of a matrix; 1 of a vector, which a damaged file may have in its place."""
+    return tensor.ne[1] if len(tensor.ne) > 1 else 1
 
 
 def _halves(tensor: TensorInfo) -> str:

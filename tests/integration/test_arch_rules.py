@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import pyggml as gg
 from pyggml._ffi import lib
-from pyggml.model.arch_rules import ARCH_RULES, NO_RULES
+from pyggml.gguf_check import check_gguf
+from pyggml.model.arch_rules import ARCH_RULES, NO_RULES, arch_rules
 from pyggml.testing import ZOO, tiny_gguf
 from pyggml.testing.exact import exact_gelu
 from pyggml.testing.verify import verify_arch
@@ -133,6 +135,20 @@ def test_quantized(tmp_path: Path, name: str, dtype: str) -> None:
         # activations are quantized in blocks: whole ones on each device, so the same blocks
         assert gg.nmse(split.logits(tokens), one.logits(tokens)) <= 1e-4
         assert split.plan(6).missed_shares() == ()
+
+
+def test_files_that_are_damaged(tmp_path: Path) -> None:
+    """Rules are made before llama.cpp refuses a file by name: numbers and shapes of nonsense are no errors of theirs."""
+    for name in ARCH_RULES:
+        info = check_gguf(tiny_gguf(tmp_path / "m.gguf", name, shares=((1, 1),)))
+        assert arch_rules(info)
+        for key, value in info.metadata.items():
+            if key.startswith(name) and isinstance(value, int) and not key.endswith("block_count"):  # which `check_gguf` limits
+                for wrong in (0, 1, 3, 600, (1 << 32) - 1):
+                    arch_rules(replace(info, metadata={**info.metadata, key: wrong}))
+        for i, t in enumerate(info.tensors):
+            for other in ((), (replace(t, ne=t.ne[:1]),), (replace(t, ne=(1,)),), (replace(t, ne=t.ne[::-1]),)):
+                arch_rules(replace(info, tensors=(*info.tensors[:i], *other, *info.tensors[i + 1 :])))
 
 
 def test_rules_of_ones_own_stand_in_front(tmp_path: Path) -> None:
