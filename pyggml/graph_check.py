@@ -17,6 +17,7 @@ from .plan.check import (
     Origin,
     Repair,
     Violation,
+    idle_rules,
     memory_violations,
     shares_missed,
     violation_of,
@@ -80,7 +81,8 @@ def _once(about: str, graph: Graph, stand_ins: Sequence[Device], rules: tuple[Ru
             except SplitError as error:
                 beyond.append(violation_of(error))
         violations, unjudged = violations_from(found, origins_of(meta.decisions, rules, n_front))
-        return CheckReport(about, (*violations, *beyond, *outputs), unjudged, shares_missed(meta.decisions))
+        notices = (*shares_missed(meta.decisions), *idle_rules(meta.decisions, rules[n_front:], n_front))
+        return CheckReport(about, (*violations, *beyond, *outputs), unjudged, notices)
     finally:
         meta.close()
 

@@ -336,6 +336,9 @@ def resolve(split: Split | SplitState, tensor: TensorInfo, n_devices: int, granu
         # ggml would give an empty slice strides as if it had a row
         other = next((f"S{axis}, or M" for axis in range(4) if tensor.ne[axis] > 1), "M")
         raise refuse(f"axis {split.axis} has one element, which cannot be spread over {n_devices} devices", other)
+    if split.axis == "P" and tensor.dtype != "f32":
+        # ggml puts a summand on every device by arithmetic on floats
+        raise refuse(f"only f32 can be given to the devices as summands, not {tensor.dtype}", "M, or S0 or S1")
     if isinstance(split, SplitState):
         if split.segments and len(split.segments[0].ne) != n_devices:
             raise refuse(f"it has shares for {len(split.segments[0].ne)} devices, there are {n_devices}", f"{n_devices} entries a segment")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,12 +18,12 @@ from ..gguf_check import check_gguf
 from ..gguf_info import GGUFInfo
 from ..graph_check import collecting, origins_of, too_large, twins_of, unlimited
 from ..meta import as_rule
-from ..plan.check import CheckReport, Repair, Violation, shares_missed, violation_of, violations_from
+from ..plan.check import CheckReport, Repair, Violation, idle_rules, shares_missed, violation_of, violations_from
 from ..repairs import with_tried_repairs
 from ..split import Rule
 from .loading import LoadedModel, whole_file
 from .native_context import NativeContext
-from .options import MAX_TOKENS, Devices, ModelOptions, check_arch, check_cache, check_rules, devices_of, misfits
+from .options import MAX_TOKENS, Devices, ModelOptions, check_arch, check_cache, check_rules, devices_of, legal_shares, misfits
 
 __all__ = ["check_model"]
 
@@ -99,7 +100,18 @@ def check_model(
             return replace(report, violations=(*refused, *report.violations))
 
         report = once(())
-        return with_tried_repairs(report, once) if repairs and not report.ok else report
+        if repairs and not report.ok:
+            report = with_tried_repairs(report, once)
+        return replace(report, violations=tuple(_with_legal_shares(v, info, yours, len(devices)) for v in report.violations))
+
+
+def _with_legal_shares(v: Violation, info: GGUFInfo, rules: Sequence[Rule], n_devices: int) -> Violation:
+    """What a rule that does not fit could ask for instead, behind the repairs that were tried: heads, blocks, divisors."""
+    decided = next((r for r in rules if re.search(r.pattern, v.node)), None) if v.kind == "rule" and v.ne else None
+    axis = None if decided is None or callable(decided.split) else decided.split.axis
+    if decided is None or not isinstance(axis, int) or axis >= len(v.ne) or v.ne[axis] < 2:
+        return v
+    return replace(v, repairs=(*v.repairs, Repair(legal_shares(info, v.node, v.ne[axis], axis, v.type, decided, n_devices))))
 
 
 def _refused(error: Error, options: ModelOptions, path: object, kind: str = "") -> Violation:
@@ -168,7 +180,8 @@ class _Job:
         missed = [violation_of(e) for e in wrong if e.node not in named]
         # what llama.cpp says behind a refusal is said already
         every = (*violations, *(replace(v, kind="rule") for v in missed), *([] if violations or missed else beyond))
-        return CheckReport(self.about, every, unjudged, shares_missed(decisions))
+        notices = (*shares_missed(decisions), *idle_rules(decisions, self.rules[: self.n_yours], len(front))) if loaded else ()
+        return CheckReport(self.about, every, unjudged, notices)
 
     def _run(self, rules: tuple[Rule, ...], out: list[LoadedModel]) -> None:
         with contextlib.ExitStack() as stack:

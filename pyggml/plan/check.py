@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from .._units import binary
 from ..errors import ArgumentError, OutOfMemoryError, SplitError
 from ..split import Decision, Rule
 
@@ -206,7 +208,7 @@ def alike(v: Violation) -> object:
         return tuple((folded_name(o.tensor), o.split, o.rule) for o in s.origins) if s.split.startswith("S") or [o.tensor for o in s.origins] == [s.name] else ()
 
     return (
-        v.kind, folded_name(v.node), v.op, v.type, v.ne, folded_name(v.reason), v.rule,
+        v.kind, folded_name(v.node) if v.kind != "memory" else v.node, v.op, v.type, v.ne, folded_name(v.reason), v.rule,
         tuple((folded_name(s.name), s.split, s.ne, origins(s)) for s in v.sources),
     )  # fmt: skip
 
@@ -245,7 +247,7 @@ def memory_violations(names: Sequence[str], has: Sequence[int], needs: Sequence[
     """One for each device that has less than it needs; where none has, one that says what the device said."""
     text = "other shares, fewer tokens or a smaller context, or more devices"
     out = tuple(
-        Violation("memory", name, "", "", (), f"{need:,} bytes are needed, there are {have:,}: {need - have:,} too few", repairs=(Repair(text),))
+        Violation("memory", name, "", "", (), f"{binary(need)} are needed, there are {binary(have)}: {need - have:,} bytes too few", repairs=(Repair(text),))
         for name, have, need in zip(names, has, needs, strict=True)
         if have and need > have
     )
@@ -268,7 +270,7 @@ def check_plan(plan: SplitPlan, memory: Mapping[str, int] | Sequence[int] | None
     found: list[Violation] = []
     summed = {i for r in plan.allreduces for i in r.partial}
     for node in plan.nodes:
-        if node.split is not None and node.split.axis == "P" and node.index not in summed and not node.is_view:
+        if len(plan.devices) > 1 and node.split is not None and node.split.axis == "P" and node.index not in summed and not node.is_view:
             sources = tuple(ViolationSource(s.name, s.type, _ne(s.ne), str(s.split or "-")) for s in plan.sources(node))
             repair = Repair("an output, or a node behind it, so that it is summed")
             found.append(Violation("split", node.name, node.op, node.type, _ne(node.ne), "it is a partial sum that nothing completes", sources, (repair,)))
@@ -292,6 +294,32 @@ def shares_missed(decisions: Mapping[str, Decision], tolerance: float = 0.005) -
         if len(asked) == len(got) and any(abs(a - g) > tolerance for a, g in zip(asked, got, strict=True)):
             out.append(f"{name}: shares {_ratio(asked)} were asked for, it has {_ratio(got)}")
     return _folded_notices(out)
+
+
+def idle_rules(decisions: Mapping[str, Decision], rules: Sequence[Rule], first: int = 0) -> tuple[str, ...]:
+    """Rules that decide about nothing that is on the devices: a wrong letter in a name, or another rule stands in front.
+
+    Args:
+        decisions: for every weight and cache that was asked about.
+        rules: the user's.
+        first: what `Decision.rule` is for the first of them.
+    """
+    deciders = {name: d.rule - first for name, d in decisions.items() if d.rule is not None}
+    used = set(deciders.values())
+    out = []
+    for i, one in enumerate(rules):
+        if i in used:
+            continue
+        taken = [name for name in decisions if re.search(one.pattern, name)]
+        if taken:
+            front = sorted({deciders[name] for name in taken if 0 <= deciders.get(name, -1) < i})
+            what = f"{taken[0]}{', …' if len(taken) > 1 else ''}"
+            why = f"about {what} decides {' and '.join(f'your rule {r + 1}' for r in front)}, in front of it" if front else f"it leaves {what} to others"
+        else:
+            close = difflib.get_close_matches(one.pattern, decisions, 3, 0.5)
+            why = "nothing of that name is on the devices" + (f"; similar: {', '.join(close)}" if close else "")
+        out.append(f"your rule {i + 1}, {one}, decides nothing: {why}")
+    return tuple(out)
 
 
 def _ratio(shares: Sequence[float]) -> str:

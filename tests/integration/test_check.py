@@ -172,7 +172,7 @@ def test_memory_is_exact() -> None:
             assert report.ok == runs() == (short <= reduction), short
             if not report.ok:
                 wanted = [("memory", d.name) for d, n in zip(devices, need, strict=True) if n > need[0] - short]
-                assert about(report) == wanted and f"{short:,} too few" in report.violations[0].reason
+                assert about(report) == wanted and f"{short:,} bytes too few" in report.violations[0].reason
                 with pytest.raises(gg.OutOfMemoryError, match="too few"):
                     report.raise_if_illegal()
         assert verdicts == [True, True, False, False, False]
@@ -367,3 +367,31 @@ def test_the_page_shows_what_is_printed(capsys: pytest.CaptureFixture[str]) -> N
     exec(first, space)
     assert capsys.readouterr().out == shown
     exec(second, space)
+
+
+def test_rules_that_decide_nothing_are_noticed(llama: Path) -> None:
+    """A wrong letter, a rule behind another, a function that leaves all to others; a weight that stays on the host."""
+    rules = [("^ffn_upp$", "S1"), ("ffn_(up|gate)", "S1"), ("ffn_gate", "S1"), ("ffn_down", lambda t: None)]
+    with feed_forward(gg.cpu()) as g, gg.MetaDevice("vcpu:2", rules) as meta:
+        notices = g.check(meta).notices
+    assert len(notices) == 3
+    assert notices[0].startswith("your rule 1, '^ffn_upp$': S1, decides nothing: nothing of that name is on the devices")
+    assert notices[1].startswith("your rule 3, 'ffn_gate': S1, decides nothing: ") and notices[1].endswith("decides your rule 2, in front of it")
+    assert "your rule 4, 'ffn_down': a function, decides nothing: it leaves " in notices[2]
+    report = gg.check_model(llama, "vcpu:2", rules=[("token_embd", "S1")], options=SMALL)
+    assert report.ok and [n.partition(":")[0] for n in report.notices] == ["your rule 1, 'token_embd'"]
+    assert gg.check_model(llama, "vcpu:2", rules=[("ffn", "M")], options=SMALL).notices == ()
+
+
+def test_each_device_that_is_too_small_is_told(llama: Path) -> None:
+    report = gg.check_model(llama, "sim:a@200KiB,sim:b@100KiB", options=SMALL)
+    assert [(v.kind, v.node) for v in report.folded()] == [("memory", "a"), ("memory", "b")]
+    assert "there are 200.0 KiB" in str(report) and "there are 100.0 KiB" in str(report)
+
+
+def test_summands_are_f32() -> None:
+    """ggml puts a summand on every device by arithmetic on floats, and would end the process for other formats."""
+    with gg.MetaDevice("vcpu:2", [("w", "P")]) as meta:
+        for value in (np.ones((4, 64), np.float16), gg.quantize(np.ones((4, 64), np.float32), "q8_0")):
+            with pytest.raises(gg.SplitError, match=r"tensor 'w' .* cannot be split as P: only f32 .* legal repair: M"):
+                gg.Weights(meta, {"w": value})
