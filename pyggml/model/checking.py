@@ -23,7 +23,17 @@ from ..repairs import with_tried_repairs
 from ..split import Rule
 from .loading import LoadedModel, whole_file
 from .native_context import NativeContext
-from .options import MAX_TOKENS, Devices, ModelOptions, check_arch, check_cache, check_rules, devices_of, legal_shares, misfits
+from .options import (
+    MAX_TOKENS,
+    Devices,
+    ModelOptions,
+    check_arch,
+    check_cache,
+    check_rules,
+    devices_of,
+    legal_shares,
+    misfits,
+)
 
 __all__ = ["check_model"]
 

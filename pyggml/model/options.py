@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,10 +18,10 @@ from ..dtype import as_dtype
 from ..errors import ArgumentError, DTypeError, SplitError, UnsupportedError
 from ..gguf_info import GGUFArray, GGUFInfo
 from ..meta import MetaDevice
-from ..split import Rule, TensorInfo, decide
+from ..split import Rule, Split, TensorInfo, decide, resolve
 from .arch_rules import NO_RULES, arch_rules
 
-__all__ = ["FLASH", "ContextOptions", "Devices", "ModelOptions", "Progress", "cache_type", "check_arch", "check_cache", "check_pooling", "check_rules", "devices_of", "misfits", "shares_of"]
+__all__ = ["FLASH", "ContextOptions", "Devices", "ModelOptions", "Progress", "cache_type", "check_arch", "check_cache", "check_pooling", "check_rules", "devices_of", "legal_shares", "misfits", "shares_of"]
 
 SPLIT_MODES = ("none", "layer", "tensor")
 FLASH = {"auto": -1, "on": 1, "off": 0}
@@ -286,3 +287,23 @@ def misfits(info: GGUFInfo, options: ModelOptions, rules: Sequence[Rule], n_devi
         except SplitError as error:
             wrong.append(error)
     return wrong
+
+
+def legal_shares(info: GGUFInfo, name: str, length: int, axis: int, dtype: str, asked: Rule, n_devices: int) -> str:
+    """In which steps a tensor can be split along an axis, in words: heads, blocks of its format, divisors."""
+    block = as_dtype(dtype).block_size if axis == 0 else 1
+    heads = info.metadata.get(f"{info.arch}.attention.head_count_kv", info.metadata.get(f"{info.arch}.attention.head_count"))
+    by_heads = re.search((r"attn_output\.weight|attn_[qkv]\.bias|^cache_[kv]_l", r"attn_(q|k|v|gate)\.weight")[axis], name) if axis < 2 else None
+    n_heads = heads if by_heads and isinstance(heads, int) and heads > 1 and length % heads == 0 else 1
+    step = math.lcm(block, length // n_heads) if n_heads > 1 else block
+    why = [f"blocks of {block}, {dtype}"] * (block > 1) + [f"{n_heads} KV heads of {length // n_heads}"] * (n_heads > 1)
+    told = f" ({'; '.join(why)})" if why else ""
+    if length % step or length // step < n_devices:
+        return f"S{axis} of {length} in steps of {step}{told} cannot be shared by {n_devices} devices: another axis, or M"
+    even = resolve(Split(axis), TensorInfo(name, (length,) * 4, dtype, block), n_devices, step)
+    said = f"S{axis} in steps of {step}{told}, such as S{axis} {even.segments[0]}"
+    for option, value in (("granularity", asked.granularity), ("units", asked.units)):
+        if value is not None and length % value:
+            fits = n_heads if option == "units" and n_heads > 1 else max(k for k in range(1, min(value, length) + 1) if length % k == 0)
+            said += f"; {option} divides {length}, such as {option}={fits}"
+    return said

@@ -113,6 +113,27 @@ def test_a_cache_that_llama_cpp_has_no_rule_for(tmp_path: Path, monkeypatch: pyt
     assert caught.value.node == "cache_r_l0" and "cache_r_l0=M" in str(caught.value.repair)
 
 
+def test_legal_shares_are_named(tmp_path: Path) -> None:
+    """Head counts, blocks of the format, divisors; each share that is named is one that a model takes."""
+    model = tiny_gguf(tmp_path / "m.gguf", "llama", dtype="q4_K", n_head=4, n_head_kv=2, head_dim=128, n_ff=1024)
+    rules = [
+        gg.rule(r"blk\.0\.attn_q\.", "S1", units=3), gg.rule(r"blk\.1\.attn_output", "S0 1:2:3"), gg.rule(r"blk\.0\.ffn_up", "S1", granularity=7),
+        gg.rule(r"blk\.1\.ffn_down", gg.SplitState(0, (gg.Segment((600, 424)),))),
+    ]  # fmt: skip
+    found = {v.node: v.repairs[-1].text for v in gg.check_model(model, "vcpu:2", rules=rules) if v.kind == "rule"}
+    assert found == {
+        "blk.0.attn_q.weight": "S1 in steps of 256 (2 KV heads of 256), such as S1 256:256; units divides 512, such as units=2",
+        "blk.1.attn_output.weight": "S0 in steps of 256 (blocks of 256, q4_K; 2 KV heads of 256), such as S0 256:256",
+        "blk.0.ffn_up.weight": "S1 in steps of 1, such as S1 512:512; granularity divides 1024, such as granularity=4",
+        "blk.1.ffn_down.weight": "S0 in steps of 256 (blocks of 256, q4_K), such as S0 512:512",
+    }
+    named = [gg.rule(r"blk\.0\.attn_q\.", "S1", units=2), gg.rule(r"blk\.1\.attn_output", "S0"), gg.rule(r"blk\.0\.ffn_up", "S1", granularity=4)]
+    named.append(gg.rule(r"blk\.1\.ffn_down", gg.SplitState(0, (gg.Segment((512, 512)),))))
+    assert gg.check_model(model, "vcpu:2", rules=named)
+    report = gg.check_model(model, "vcpu:3", rules=[gg.rule(r"attn_output", gg.SplitState(0, (gg.Segment((200, 200, 112)),)))])
+    assert "cannot be shared by 3 devices: another axis, or M" in str(report)
+
+
 def test_all_rules_that_do_not_fit_are_named_at_once(tiny: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a tensor cannot have and what only the graph shows, in one message, before llama.cpp loads the model."""
     rules = [("ffn_up", "S1 1:2:3"), ("attn_q", "S2"), gg.rule("attn_k", "S1", units=5), ("ffn_down", "S0[100] 1:1"), ("attn_output", "M")]
