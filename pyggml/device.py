@@ -269,8 +269,9 @@ def simulated(
         name: their name; with ``n`` > 1 a number is appended (``SIM0``; behind a digit ``rtx3090-0``).
         n: how many.
         memory: bytes each has; allocation beyond it fails as on a real device. 0: unlimited.
-        bandwidth: of the memory, bytes/s, for estimates; 0: unknown.
-        flops: FLOP/s, for estimates; 0: unknown.
+        bandwidth: of the memory, bytes/s; 0: unknown. It and ``flops`` are kept with the device; nothing is estimated from
+            them yet.
+        flops: FLOP/s; 0: unknown.
         comm: whether they have an all-reduce of their own (as CUDA with NCCL has), else ggml's butterfly.
     """
     whole("simulated(): n", n, 1, _MAX_SIMULATED)

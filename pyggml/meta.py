@@ -93,7 +93,8 @@ def as_rule(given: Any) -> Rule:
     if isinstance(given, Rule):
         return given
     if not isinstance(given, (tuple, list)) or len(given) != 2:
-        raise ArgumentError(f"{given!r} is no rule: rule(pattern, split) or a pair (pattern, split) is")
+        hint = "; several are a list: rules=[(pattern, split), ...]" if isinstance(given, str) else ""
+        raise ArgumentError(f"{given!r} is no rule: rule(pattern, split) or a pair (pattern, split) is{hint}")
     return rule(*given)
 
 

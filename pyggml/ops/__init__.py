@@ -9,7 +9,8 @@ argument being a tensor, it is a method of `Tensor` too: ``ops.silu(x)`` is ``x.
 ========== ====================================================================================
 
 Shapes are ggml's ``ne`` throughout, axis 0 first and contiguous (numpy's shape is the reverse); ``[K, N, B, C]`` names
-their sizes, axes that are not named have one element. Unless it says otherwise an operation raises
+their sizes, axes that are not named have one element; ``H/`` is a size that divides ``H``: the tensor is repeated along that
+axis. Unless it says otherwise an operation raises
 
 - `ShapeError` when shapes or memory layouts do not fit, `DTypeError` when a format does not, `ArgumentError` for any
   other argument: each names the operation, the tensors, and what would fit;
