@@ -88,6 +88,11 @@ class Provenance:
             out.append(PlanRule(i, "yours" if yours else "architecture", number, one.pattern, split, one.granularity, one.units))
         return tuple(out)
 
+    def has_indices(self, name: str) -> bool:
+        """Whether a rule asked for so many indices on each device, which it got: shares were not asked for."""
+        found = None if self.decisions is None else self.decisions.get(name)
+        return found is not None and found.rule is not None and found.asked == str(found.state)
+
     def of(self, name: str, op: str, kind: str) -> Cause | None:
         """What decided about a leaf."""
         if self.decisions is None:
@@ -203,7 +208,7 @@ def _capture_leaf(
 ) -> PlanLeaf:
     state = cache.state_of(t["split"])
     kind = _KINDS.get(t["usage"], "unallocated")
-    shares = asked.get(t["name"])
+    shares = None if known.has_indices(t["name"]) else asked.get(t["name"])
     return PlanLeaf(
         index,
         t["name"],

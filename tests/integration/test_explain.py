@@ -257,3 +257,15 @@ def test_the_page_about_it_shows_what_is_printed(tmp_path: Path) -> None:
     exec(code, {"gg": gg, "print": lambda value: printed.append(str(value))})
     shown = "".join(re.findall(r"^    .*\n", page.split("```\n", 2)[1], re.M))
     assert printed and shown.split() == printed[0].split()
+
+
+def test_rules_that_say_indices_miss_no_shares(tmp_path: Path) -> None:
+    path = tiny_gguf(tmp_path / "model.gguf", "bailingmoe2").path  # its queries, keys and values are one weight of three segments
+    options = ModelOptions("tensor", tensor_split=(3, 1, 2))
+    rules = gg.plan_model(path, "sim:3", options=options).split_rules()
+    plan = gg.plan_model(path, "sim:3", options=options, rules=rules)
+    qkv = plan["blk.0.attn_qkv.weight"]
+    assert str(qkv.split) == "S1 [96:32:64, 48:16:32 x2]"
+    assert not plan.missed_shares() and "not split as asked for" not in plan.summary()
+    assert plan.explain(qkv).text.endswith(": S1 [96:32:64, 48:16:32 x2])")
+    assert not [n for n in gg.check_model(path, "sim:3", options=options, rules=rules).notices if "asked for" in n]
