@@ -104,7 +104,10 @@ def _setups(files: list[Path], given: dict[str, Any]) -> list[BenchSetup]:
             lists = (fitting or [None], *(given[k] for k in ("batch_size", "cache_type_k", "cache_type_v", "flash_attn")), given["threads"] or [None])
             for shares, n_batch, type_k, type_v, flash, threads in itertools.product(*lists):
                 options = ModelOptions(mode, shares, 512, n_batch, type_k, type_v, flash, threads)
-                setups.append(BenchSetup(path, devices, options, given["rules"] if mode == "tensor" else ()))
+                # none takes the first device: over several lists of devices it is the same one
+                one = BenchSetup(path, devices[:1] if mode == "none" else devices, options, given["rules"] if mode == "tensor" else ())
+                if one not in setups:
+                    setups.append(one)
     for shares in given["tensor_split"]:
         if shares not in used:
             raise click.UsageError(f"-ts {','.join(f'{s:g}' for s in shares)}: no configuration has {len(shares)} devices over which something is split")

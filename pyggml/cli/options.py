@@ -31,7 +31,7 @@ class Shares(_ParamType):
         if isinstance(value, tuple):
             return value
         try:
-            return tuple(float(v) for v in str(value).replace("/", ",").split(","))
+            return tuple(float(v) for v in re.split("[,/:]", str(value)))
         except ValueError:
             self.fail(f"{value!r}: shares are numbers separated by commas, such as 3,1", param, ctx)
 

@@ -243,3 +243,10 @@ def test_devices_of_two_backends_sum_by_butterfly(tiny: Make) -> None:
     rows = json.loads(done.stdout)
     assert [(r["devices"], r["allreduce"]) for r in rows[1:3]] == [("VCPU0", "none"), ("VCPU0/RPC0", "butterfly")]
     assert all(r["allreduces_per_token"] == 2 * tiny("llama").n_layer for r in rows[2:])
+
+
+def test_what_is_the_same_is_timed_once(tiny: Make) -> None:
+    """``none`` over one device and over two is the first device both times; shares may also be written with colons."""
+    result = bench(tiny("llama"), "-dev", "vcpu:1", "-dev", "vcpu:2", "-sm", "none,tensor", "-ts", "3:1", "-p", "4", "-n", "0", "-r", "1", "-t", "1")
+    rows = [cells(line) for line in result.stdout.splitlines() if line.startswith("|")][2:]
+    assert [(r[4], r[5]) for r in rows] == [("VCPU0", "none"), ("VCPU0", "tensor"), ("VCPU0/VCPU1", "tensor")]
