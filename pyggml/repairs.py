@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
+from ._units import ranges
 from .errors import Error
 from .plan.check import CheckReport, Repair, Violation, ViolationSource, alike
 from .plan.values import parse_state
@@ -195,4 +196,11 @@ def _rules(names: Sequence[str], split: SplitState | Split) -> tuple[Rule, ...]:
 
 
 def _named(rules: Sequence[Rule]) -> str:
-    return ", ".join(r.pattern.strip("^$").replace("\\", "") for r in rules)
+    """The tensors of rules in words: ``blk.N.ffn_gate.weight, blk.N.ffn_up.weight (layers 0-31)``."""
+    of_layers: dict[str, list[str]] = {}
+    for r in rules:
+        name = r.pattern.strip("^$").replace("\\", "")
+        numbers = re.search(r"\(([\d|]+)\)", name)
+        layers = ranges(map(int, numbers[1].split("|"))) if numbers else ""
+        of_layers.setdefault(layers, []).append(name.replace(numbers[0], "N") if numbers else name)
+    return ", ".join(", ".join(names) + (f" (layers {layers})" if layers else "") for layers, names in of_layers.items())

@@ -104,13 +104,13 @@ def test_causes(graph: gg.Graph, over: gg.MetaDevice) -> None:
 @pytest.mark.parametrize(
     ("rules", "first"),
     [
-        ([("ffn_(up|gate)", "S1 3:1"), ("ffn_down", "S0 1:1")], "blk.(0|1|2).ffn_down as S0 192:64"),
-        ([("ffn_up", "S1 3:1"), ("ffn_gate", "S1"), ("ffn_down", "S0 3:1")], "blk.(0|1|2).ffn_gate as S1 192:64"),
-        ([("ffn_up", "S1 3:1"), ("ffn_down", "S0 3:1")], "blk.(0|1|2).ffn_gate as S1 192:64"),
-        ([("ffn_down", "S0 3:1")], "blk.(0|1|2).ffn_down as M"),
+        ([("ffn_(up|gate)", "S1 3:1"), ("ffn_down", "S0 1:1")], "blk.N.ffn_down (layers 0-2) as S0 192:64"),
+        ([("ffn_up", "S1 3:1"), ("ffn_gate", "S1"), ("ffn_down", "S0 3:1")], "blk.N.ffn_gate (layers 0-2) as S1 192:64"),
+        ([("ffn_up", "S1 3:1"), ("ffn_down", "S0 3:1")], "blk.N.ffn_gate (layers 0-2) as S1 192:64"),
+        ([("ffn_down", "S0 3:1")], "blk.N.ffn_down (layers 0-2) as M"),
         ([("blk.1.ffn_down", "S2"), *GOOD], "mirror "),
-        ([("norm", "S0"), *GOOD], "blk.(0|1|2).norm as M"),
-        ([("ffn_up", "S0")], "blk.(0|1|2).ffn_up as M"),
+        ([("norm", "S0"), *GOOD], "blk.N.norm (layers 0-2) as M"),
+        ([("ffn_up", "S0")], "blk.N.ffn_up (layers 0-2) as M"),
         ([("ffn_up", "S0"), *GOOD], "mirror "),
     ],
 )
