@@ -42,8 +42,7 @@ def trace(model: str, **given: Any) -> None:
     pyggml trace MODEL.gguf -dev CUDA0,CUDA1 -p "Once upon a time" -n 32 --sync
     """
     prompt = prompt_text(given)
-    if given["perfetto"]:
-        _need_perfetto()
+    _check_files(given)
     with open_model(model, given["device"], options_of(given), given["rules"]) as opened:
         tokens = _tokens(opened, prompt, given["n_tokens"])
         taken = _traced(opened, tokens, given)
@@ -54,11 +53,17 @@ def trace(model: str, **given: Any) -> None:
         render_trace(taken, stdout(), subgraphs=given["subgraphs"])
 
 
-def _need_perfetto() -> None:
+def _check_files(given: dict[str, Any]) -> None:
     """Before the model runs: a trace that cannot be written is of no use."""
-    from ..report.trace_perfetto import protos
+    for name in ("perfetto", "chrome", "json_file", "html"):
+        if given[name] not in (None, "-") and not Path(given[name]).parent.is_dir():
+            raise click.UsageError(f"{given[name]} cannot be written: there is no folder {Path(given[name]).parent}")
+    if given["html"] and given["split_mode"] == "layer":
+        raise click.UsageError("--html shows times on a plan, and --split-mode layer has none: trace it with --perfetto, or with --split-mode tensor")
+    if given["perfetto"]:
+        from ..report.trace_perfetto import protos
 
-    protos()
+        protos()
 
 
 def _tokens(model: Model, prompt: str | tuple[int, ...] | None, n: int) -> list[int]:

@@ -57,6 +57,11 @@ def test_what_cannot_be(tiny: Make, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "no.gguf" in err
     _, err = run(capsys, tiny("llama").path, "-dev", "sim:2", status=2)
     assert "simulated" in err
+    for name in ("perfetto", "chrome", "json", "html"):  # before anything runs
+        _, err = run(capsys, tmp_path / "no.gguf", f"--{name}", tmp_path / "no" / "file", status=2)
+        assert "there is no folder" in err
+    _, err = run(capsys, tmp_path / "no.gguf", "-sm", "layer", "--html", tmp_path / "page.html", status=2)
+    assert "shows times on a plan" in err and not (tmp_path / "page.html").exists()
     for name in [n for n in sys.modules if n.partition(".")[0] == "perfetto"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "perfetto", None)
