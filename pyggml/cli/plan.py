@@ -74,7 +74,7 @@ def plan(ctx: click.Context, /, model: str, **given: Any) -> None:
         raise click.UsageError("'-' is the output, which then has nothing else: write to a file")
     stored = _is_plan(model)
     if stored and (useless := _given(ctx) - _OF_PLANS):
-        raise click.UsageError(f"{model} is a plan, which is shown as it is: {', '.join(sorted(useless))} need the model")
+        raise click.UsageError(f"{model} is a plan, which is shown as it is: {', '.join(sorted(useless))} {'needs' if len(useless) == 1 else 'need'} the model")
     status = _checked(model, given) if given["checking"] else 0
     if given["checking"] and not _wants_plan(given):
         ctx.exit(status)

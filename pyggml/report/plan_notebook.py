@@ -35,6 +35,7 @@ def to_notebook(plan: SplitPlan) -> str:
             for j, m in enumerate(content.memory)
         ],
         pieces=[_piece(content, s, room) for s in shown],
+        notes=content.notes if room else (),
     )
 
 

@@ -335,6 +335,7 @@ def test_a_sum_that_the_graph_ends_before_is_shown_as_one() -> None:
     plan.render(Console(file=out, width=120))
     for text in (plan.table(), out.getvalue()):
         assert "(P): a sum that no all-reduce completes" in text and "further down" not in text
+    assert "(P): a sum that no all-reduce completes" in plan._repr_html_() and "(P):" not in layered()._repr_html_()
     assert SplitPlan.from_json(plan.to_json()) == plan
 
 
