@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..errors import ArgumentError
+import numpy as np
+
+from ..errors import ArgumentError, DTypeError
 from ..tensor import Tensor
 from . import arithmetic, attention, convolution, elementwise, gated, layout, matrix, recurrent
 
@@ -18,39 +20,42 @@ class TensorMethods:
     __array_ufunc__ = None  # so that numpy leaves ``array * tensor`` to us, who refuse it
 
     def __matmul__(self: Any, other: Tensor) -> Tensor:
-        return matrix.mul_mat(self, other) if isinstance(other, Tensor) else NotImplemented
+        return matrix.mul_mat(self, other) if isinstance(other, Tensor) else _no_operand(other)
+
+    def __rmatmul__(self: Any, other: Any) -> Any:
+        return _no_operand(other)
 
     def __add__(self: Any, other: Tensor | float) -> Tensor:
         if isinstance(other, Tensor):
             return arithmetic.add(self, other)
-        return arithmetic.scale_bias(self, 1.0, _number(other)) if _is_number(other) else NotImplemented
+        return arithmetic.scale_bias(self, 1.0, _number(other)) if _is_number(other) else _no_operand(other)
 
     def __radd__(self: Any, other: float) -> Tensor:
-        return arithmetic.scale_bias(self, 1.0, _number(other)) if _is_number(other) else NotImplemented
+        return arithmetic.scale_bias(self, 1.0, _number(other)) if _is_number(other) else _no_operand(other)
 
     def __sub__(self: Any, other: Tensor | float) -> Tensor:
         if isinstance(other, Tensor):
             return arithmetic.sub(self, other)
-        return arithmetic.scale_bias(self, 1.0, -_number(other)) if _is_number(other) else NotImplemented
+        return arithmetic.scale_bias(self, 1.0, -_number(other)) if _is_number(other) else _no_operand(other)
 
     def __rsub__(self: Any, other: float) -> Tensor:
-        return arithmetic.scale_bias(self, -1.0, _number(other)) if _is_number(other) else NotImplemented
+        return arithmetic.scale_bias(self, -1.0, _number(other)) if _is_number(other) else _no_operand(other)
 
     def __mul__(self: Any, other: Tensor | float) -> Tensor:
         if isinstance(other, Tensor):
             return arithmetic.mul(self, other)
-        return arithmetic.scale(self, _number(other)) if _is_number(other) else NotImplemented
+        return arithmetic.scale(self, _number(other)) if _is_number(other) else _no_operand(other)
 
     def __rmul__(self: Any, other: float) -> Tensor:
-        return arithmetic.scale(self, _number(other)) if _is_number(other) else NotImplemented
+        return arithmetic.scale(self, _number(other)) if _is_number(other) else _no_operand(other)
 
     def __truediv__(self: Any, other: Tensor | float) -> Tensor:
         if isinstance(other, Tensor):
             return arithmetic.div(self, other)
-        return arithmetic.scale(self, _reciprocal(other)) if _is_number(other) else NotImplemented
+        return arithmetic.scale(self, _reciprocal(other)) if _is_number(other) else _no_operand(other)
 
     def __rtruediv__(self: Any, other: float) -> Tensor:
-        return arithmetic.div(arithmetic.fill(self, _number(other)), self) if _is_number(other) else NotImplemented
+        return arithmetic.div(arithmetic.fill(self, _number(other)), self) if _is_number(other) else _no_operand(other)
 
     def __neg__(self: Any) -> Tensor:
         return elementwise.neg(self)
@@ -210,6 +215,16 @@ class TensorMethods:
     upscale = convolution.upscale
     win_part = convolution.win_part
     win_unpart = convolution.win_unpart
+
+
+def _no_operand(other: object) -> Any:
+    """What an operator answers to what is neither tensor nor number. numpy's own words would not say what to do."""
+    if isinstance(other, np.ndarray):
+        raise DTypeError(
+            f"an array of shape {other.shape} is no tensor of a graph: graph.input(name, ne) takes it when the graph runs, "
+            "Weights(device, {name: array})[name] is a tensor of its values"
+        )
+    return NotImplemented
 
 
 def _is_number(value: Any) -> bool:

@@ -145,8 +145,10 @@ def test_operators(g: gg.Graph) -> None:
 def test_operators_refuse_what_is_no_tensor_and_no_number(g: gg.Graph, wrong: Any) -> None:
     x = g.input("x", (3,))
     for attempt in (lambda: x + wrong, lambda: wrong * x, lambda: x @ wrong, lambda: wrong @ x, lambda: x / wrong):
-        with pytest.raises(TypeError):
+        with pytest.raises(TypeError) as caught:
             attempt()
+        if isinstance(wrong, np.ndarray):  # numpy's own words do not say what to do
+            assert isinstance(caught.value, gg.Error) and "graph.input(name, ne)" in str(caught.value)
 
 
 # --- where a node goes
