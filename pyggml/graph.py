@@ -264,6 +264,7 @@ class Graph(Handle):
         self._expand(graph)
         if isinstance(self.device, Device):
             self._check_supported(graph)
+        self._check_offsets(graph)
         self._checks = _indices.checks(self, graph)
         buft = lib.ggml_backend_dev_buffer_type(self.device.ptr)
         with Held():
@@ -283,6 +284,20 @@ class Graph(Handle):
                     f"device {self.device.name} does not support node {tensor.name!r} ({tensor.op}, {tensor.dtype}, ne {list(tensor.ne)}) "
                     f"of {', '.join(f'{s.name!r} {s.dtype} ne {list(s.ne)}' for s in self._sources(node))}: use another type or device"
                 )
+
+    def _check_offsets(self, graph: Any) -> None:
+        """ggml-vulkan's ROPE reads positions and factors from the aligned address in front of a view that begins elsewhere."""
+        alignment, name = max(((d.buffer_type.alignment, d.name) for d in target_devices(self.device) if d.backend == "Vulkan"), default=(1, ""))
+        if alignment == 1:
+            return
+        for i in range(lib.ggml_graph_n_nodes(graph)):
+            node = lib.ggml_graph_node(graph, i)
+            for source in (node.src[1], node.src[2]) if node.op == lib.GGML_OP_ROPE else ():
+                if source != ffi.NULL and source.view_src != ffi.NULL and source.view_offs % alignment:
+                    raise UnsupportedError(
+                        f"ROPE node {self._node(node).name!r} takes {Tensor(self, source).name!r}, a view that begins {source.view_offs} bytes behind its start, and "
+                        f"{name} reads only from multiples of {alignment}: use .cont() on it"
+                    )
 
     def _sources(self, node: Any) -> list[Tensor]:
         return [Tensor(self, s) for s in node.src if s != ffi.NULL]

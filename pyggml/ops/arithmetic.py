@@ -100,7 +100,7 @@ def add_id(a: Tensor, b: Tensor, ids: Tensor, *, graph: Graph | None = None) -> 
     Returns:
         ``a``'s shape, f32.
     """
-    require("add_id", a=(a, "f32 rows [N, U, T, _]"), b=(b, "f32 rows [N, _]"), ids=(ids, "i32 [U, T]"))
+    require("add_id", a=(a, "f32 rows [N, U, T, _]"), b=(b, "f32 rows [N, _]"), ids=(ids, "i32 rows [U, T]"))
     return build("add_id", graph, a=a, b=b, ids=ids)
 
 
@@ -165,7 +165,7 @@ def clamp(a: Tensor, min: float, max: float, *, inplace: bool = False, graph: Gr
     Raises:
         ArgumentError: ``min`` is larger than ``max``.
     """
-    require("clamp", a=(a, "f32|f16 rows [...]"))
+    require("clamp", a=(a, "f32|f16 contiguous_1 [...]"))  # as argsort
     min, max = check_numbers("clamp", min=min, max=max)
     expect(min <= max, "clamp", f"min = {min} must not be larger than max = {max}", {"a": a}, error=ArgumentError)
     return build("clamp", graph, inplace=inplace, a=a, min=min, max=max)
@@ -195,7 +195,7 @@ def arange(start: float, stop: float, step: float = 1.0, *, graph: Graph | None 
 
 def sum(a: Tensor, *, graph: Graph | None = None) -> Tensor:
     """The sum of all elements. ``a``: f32, f16 or bf16. Returns ``[1]`` in ``a``'s format."""
-    require("sum", a=(a, "float rows [...]"))
+    require("sum", a=(a, "float contiguous [...]"))  # ggml-vulkan sums what lies between rows, too
     return build("sum", graph, a=a)
 
 
@@ -225,12 +225,12 @@ def argmax(a: Tensor, *, graph: Graph | None = None) -> Tensor:
 
 def argsort(a: Tensor, order: Literal["asc", "desc"] = "asc", *, graph: Graph | None = None) -> Tensor:
     """The indices that sort each row. ``a``: f32 ``[P, Q, R, S]``. Returns i32 of that shape."""
-    require("argsort", a=(a, "f32 rows [...]"))
+    require("argsort", a=(a, "f32 contiguous_1 [...]"))  # ggml's CPU kernel steps from row to row over all axes
     return build("argsort", graph, a=a, order=order)
 
 
 def _top_k(op: str, a: Tensor, k: int, graph: Graph | None) -> Tensor:
-    require(op, a=(a, "f32 rows [...]"))
+    require(op, a=(a, "f32 contiguous_1 [...]"))  # as argsort
     (k,) = check_sizes(op, {"a": a}, at_least=1, k=k)
     expect(k <= a.ne[0], op, f"k = {k} must not be larger than a.ne[0] = {a.ne[0]}", {"a": a})
     return build(op, graph, a=a, k=k)

@@ -42,6 +42,17 @@ def _check_axes(op: str, a: Tensor, b: Tensor, s: tuple[Any, ...], p: tuple[Any,
                f"the kernel spans {dilation * (k - 1) + 1} along axis {axis}, b with its padding has {n + 2 * padding}", tensors)  # fmt: skip
 
 
+def _check_planes(op: str, b: Tensor) -> None:
+    """Axes 0 and 1 must be one piece of memory: ggml's IM2COL knows no stride between rows.
+
+    Raises:
+        ShapeError: they are not.
+    """
+    whole = b.ne[0] * b.dtype.type_size
+    expect(b.ne[1] == 1 or b.nb[1] == whole, op,
+           f"rows of b must follow each other without gaps, {whole} bytes apart, they are {b.nb[1]} apart. Did you mean b.cont()?", {"b": b})  # fmt: skip
+
+
 def im2col(
     a: Tensor, b: Tensor, s0: int = 1, s1: int = 1, p0: int = 0, p1: int = 0, d0: int = 1, d1: int = 1, is_2D: bool = True,
     dst_type: DTypeLike = "f16", *, graph: Graph | None = None,
@@ -58,6 +69,7 @@ def im2col(
     """
     if is_2D:
         require("im2col", a=(a, "[_, _, C, _]"), b=(b, "f32|f16 rows [_, _, C, _]"))
+        _check_planes("im2col", b)
         _check_axes("im2col", a, b, (s0, s1), (p0, p1), (d0, d1))
     else:
         require("im2col", a=(a, "[_, C, _]"), b=(b, "f32|f16 rows [_, C, _]"))
@@ -208,6 +220,7 @@ def conv_2d(
     ggml rounds the patches to f16 (unless the kernel is bf16).
     """
     require("conv_2d", a=(a, _KERNEL + " [_, _, C, _]"), b=(b, "f32 rows [_, _, C, _]"))
+    _check_planes("conv_2d", b)
     _check_axes("conv_2d", a, b, (s0, s1), (p0, p1), (d0, d1))
     return build("conv_2d", graph, a=a, b=b, s0=s0, s1=s1, p0=p0, p1=p1, d0=d0, d1=d1)
 
@@ -269,6 +282,7 @@ def conv_2d_dw_direct(
 def conv_2d_sk_p0(a: Tensor, b: Tensor, *, graph: Graph | None = None) -> Tensor:
     """`conv_2d` with strides as large as the kernel, without padding: patches that do not overlap."""
     require("conv_2d_sk_p0", a=(a, _KERNEL + " [_, _, C, _]"), b=(b, "f32 rows [_, _, C, _]"))
+    _check_planes("conv_2d_sk_p0", b)
     _check_axes("conv_2d_sk_p0", a, b, (a.ne[0], a.ne[1]), (0, 0), (1, 1))
     return build("conv_2d_sk_p0", graph, a=a, b=b)
 
@@ -276,6 +290,7 @@ def conv_2d_sk_p0(a: Tensor, b: Tensor, *, graph: Graph | None = None) -> Tensor
 def conv_2d_s1_ph(a: Tensor, b: Tensor, *, graph: Graph | None = None) -> Tensor:
     """`conv_2d` with strides of 1 and a padding of half the kernel: the size stays (for an odd kernel)."""
     require("conv_2d_s1_ph", a=(a, _KERNEL + " [_, _, C, _]"), b=(b, "f32 rows [_, _, C, _]"))
+    _check_planes("conv_2d_s1_ph", b)
     _check_axes("conv_2d_s1_ph", a, b, (1, 1), (a.ne[0] // 2, a.ne[1] // 2), (1, 1))
     return build("conv_2d_s1_ph", graph, a=a, b=b)
 

@@ -175,7 +175,7 @@ def hardswish(a: Tensor, *, graph: Graph | None = None) -> Tensor:
 
 def leaky_relu(a: Tensor, negative_slope: float = 0.01, *, inplace: bool = False, graph: Graph | None = None) -> Tensor:
     """``x`` where it is positive, else ``negative_slope * x``. ``a``: f32 or f16 of any shape, which the result has too."""
-    require("leaky_relu", a=(a, "f32|f16 rows [...]"))
+    require("leaky_relu", a=(a, "f32|f16 contiguous_1 [...]"))  # ggml's CPU kernel steps from row to row over all axes
     return build("leaky_relu", graph, a=a, negative_slope=negative_slope, in_place=inplace)
 
 

@@ -130,7 +130,7 @@ def cpy(a: Tensor, b: Tensor, *, graph: Graph | None = None) -> Tensor:
 
     ``a`` and ``b``: as many elements; any format that the device converts.
     """
-    require("cpy", a=(a, "[...]"), b=(b, "[...]"))
+    require("cpy", a=(a, "rows [...]" if b.dtype.is_quantized else "[...]"), b=(b, "[...]"))  # ggml-vulkan takes blocks from rows
     have, want = math.prod(a.ne), math.prod(b.ne)
     expect(have == want, "cpy", f"a has {have} elements, b has {want}", {"a": a, "b": b})
     return build("cpy", graph, a=a, b=b)
@@ -143,8 +143,8 @@ def cast(a: Tensor, type: DTypeLike, *, graph: Graph | None = None) -> Tensor:
         ShapeError: axis 0 does not divide into blocks of ``type``.
         DTypeError: there is no such format.
     """
-    require("cast", a=(a, "[...]"))
     dtype = as_dtype(type)
+    require("cast", a=(a, "rows [...]" if dtype.is_quantized else "[...]"))  # as cpy
     check_ne("cast", a.ne, dtype, {"a": a})
     return build("cast", graph, a=a, type=dtype)
 

@@ -69,7 +69,7 @@ def mul_mat_id(
         f32 ``[M, U, T]``.
     """
     require(
-        "mul_mat_id", experts=(experts, "weight rows [K, _, _]"), b=(b, "f32 rows [K, U, T]"), ids=(ids, "i32 [U*, T]")
+        "mul_mat_id", experts=(experts, "weight rows [K, _, _]"), b=(b, "f32 rows [K, U, T]"), ids=(ids, "i32 rows [U*, T]")
     )
     result = build("mul_mat_id", graph, experts=experts, b=b, ids=ids)
     return result if prec is None else prec_set_acc(result, prec)

@@ -26,7 +26,7 @@ def ssm_conv(sx: Tensor, c: Tensor, *, graph: Graph | None = None) -> Tensor:
     Raises:
         ShapeError: ``sx`` has fewer than K - 1 columns, or other channels than ``c``.
     """
-    require("ssm_conv", sx=(sx, "f32 rows [_, N, _]"), c=(c, "f32 rows [_, N]"))
+    require("ssm_conv", sx=(sx, "f32 rows [_, N, _]"), c=(c, "f32 contiguous [_, N]"))
     expect(
         sx.ne[0] >= c.ne[0] - 1,
         "ssm_conv",

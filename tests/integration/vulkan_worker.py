@@ -292,6 +292,28 @@ def overwritten_indices() -> list[str]:
     return said
 
 
+def positions_at_an_offset() -> list[str | float]:
+    """ROPE whose positions are a view that begins within a longer tensor: the refusal; with a copy of the view, the NMSE against the CPU."""
+    rng = np.random.default_rng(0)
+    values = {"x": rng.standard_normal((6, 4, 16)).astype(np.float32), "positions": np.arange(100, 110, dtype=np.int32)}
+    found: list[str | float] = []
+
+    def rotated(device: Any, copied: bool) -> Array:
+        with gg.Graph(device, size=16) as graph:
+            x, positions = graph.input("x", (16, 4, 6)), gg.ops.view(graph.input("positions", (10,), "i32"), (6,), offset=8)
+            graph.output("y", gg.ops.rope(x, positions.cont() if copied else positions, 16, "neox"))
+            return graph.run(values)["y"]
+
+    want = rotated(gg.cpu(), False)
+    for device in (gg.get_device("Vulkan0"), gg.MetaDevice("Vulkan0,Vulkan1"), gg.MetaDevice("vcpu:1,Vulkan0")):
+        try:
+            found.append(gg.nmse(rotated(device, False), want))
+        except gg.Error as error:
+            found.append(f"{type(error).__name__}: {error}")
+        found.append(gg.nmse(rotated(device, True), want))
+    return found
+
+
 def illegal_then_legal() -> tuple[str, float]:
     """The message of an illegal split on Vulkan devices, and the NMSE of a legal one after it."""
     values, x = mlp_values("f32")
