@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from .._units import binary
+from .._units import binary, counted
 from ..errors import ArgumentError, OutOfMemoryError, SplitError
 from ..split import Decision, Rule
 
 if TYPE_CHECKING:
     from .plan import SplitPlan
+    from .values import PlanNode
 
 __all__ = ["CheckReport", "Origin", "Repair", "Violation", "ViolationSource", "alike", "folded_name"]
 
@@ -263,19 +265,14 @@ def _ne(ne: Sequence[int]) -> tuple[int, ...]:
 
 def check_plan(plan: SplitPlan, memory: Mapping[str, int] | Sequence[int] | None) -> CheckReport:
     """See `SplitPlan.check`."""
-    if memory is not None and not isinstance(memory, Mapping):
-        if len(memory) != len(plan.devices):
-            raise ArgumentError(f"memory of {len(memory)} devices, the plan has {len(plan.devices)}: {', '.join(plan.devices)}")
-        memory = dict(zip(plan.devices, memory, strict=True))
+    has = None if memory is None else _memory_of(plan, memory)
     found: list[Violation] = []
-    summed = {i for r in plan.allreduces for i in r.partial}
-    for node in plan.nodes:
-        if len(plan.devices) > 1 and node.split is not None and node.split.axis == "P" and node.index not in summed and not node.is_view:
-            sources = tuple(ViolationSource(s.name, s.type, _ne(s.ne), str(s.split or "-")) for s in plan.sources(node))
-            repair = Repair("an output, or a node behind it, so that it is summed")
-            found.append(Violation("split", node.name, node.op, node.type, _ne(node.ne), "it is a partial sum that nothing completes", sources, (repair,)))
-    if memory is not None:
-        has = [memory.get(m.name, 0) for m in plan.memory]
+    for node in _read_unsummed(plan):
+        sources = tuple(ViolationSource(s.name, s.type, _ne(s.ne), str(s.split or "-")) for s in plan.sources(node))
+        repair = Repair("a node behind it in its graph, so that it is summed")
+        reason = "it is a sum that its graph ends before, and a later graph reads what one device has of it"
+        found.append(Violation("split", node.name, node.op, node.type, _ne(node.ne), reason, sources, (repair,)))
+    if has is not None:
         needs = [m.total for m in plan.memory]
         if any(n > h > 0 for n, h in zip(needs, has, strict=True)):
             found += memory_violations([m.name for m in plan.memory], has, needs, "")
@@ -284,6 +281,35 @@ def check_plan(plan: SplitPlan, memory: Mapping[str, int] | Sequence[int] | None
     if any(w.split for w in held):
         notices += [f"{w.name} has no part of any split weight" for w in held if not w.split]
     return CheckReport(f"plan over {', '.join(plan.devices)}", tuple(found), (), _folded_notices(notices))
+
+
+def _memory_of(plan: SplitPlan, memory: Any) -> list[int]:
+    """Bytes that each device has; 0: no limit."""
+    if not isinstance(memory, Mapping):
+        if not isinstance(memory, Sequence) or isinstance(memory, (str, bytes)):
+            raise ArgumentError(f"memory={memory!r:.80}: expected bytes by device, or a list in the order of {', '.join(plan.devices)}")
+        if len(memory) != len(plan.devices):
+            raise ArgumentError(f"memory of {counted(len(memory), 'device')}, the plan has {len(plan.devices)}: {', '.join(plan.devices)}")
+        memory = dict(zip(plan.devices, memory, strict=True))
+    if strange := [d for d in memory if d not in plan.devices]:
+        raise ArgumentError(f"memory of {', '.join(map(str, strange))}: the plan's devices are {', '.join(plan.devices)}")
+    for d, n in memory.items():
+        if not isinstance(n, (int, float)) or not 0 <= n < math.inf:
+            raise ArgumentError(f"memory of {d}: {n!r:.80}: expected a number of bytes, 0 for no limit")
+    return [int(memory.get(d, 0)) for d in plan.devices]
+
+
+def _read_unsummed(plan: SplitPlan) -> list[PlanNode]:
+    """Summands that no all-reduce completes, because their graph ends, and that a later graph reads."""
+    if len(plan.devices) < 2:
+        return []
+    summed = {r.subgraph for r in plan.allreduces}
+    read = {s for x in plan.nodes for s in x.sources if s < len(plan.nodes) and plan.nodes[s].subgraph != x.subgraph}
+    return [
+        x
+        for x in plan.nodes
+        if x.index in read and x.subgraph not in summed and (x.pending or (x.split is not None and x.split.axis == "P"))
+    ]
 
 
 def shares_missed(decisions: Mapping[str, Decision], tolerance: float = 0.005) -> tuple[str, ...]:

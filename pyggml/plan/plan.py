@@ -307,7 +307,7 @@ class SplitPlan:
             memory: bytes that the devices have, in order or by name (0: no limit); None: not looked at.
 
         Raises:
-            ArgumentError: memory of another number of devices.
+            ArgumentError: memory of another number of devices, of devices that the plan has not, or that is no number of bytes.
         """
         from .check import check_plan
 
@@ -361,7 +361,14 @@ class SplitPlan:
         return picture(self, name)
 
     def memory_bars(self, width: int = 50) -> View:
-        """The memory of each device as bars of the same scale: weights, mirrored weights, caches, compute, reduction."""
+        """The memory of each device as bars of the same scale: weights, mirrored weights, caches, compute, reduction.
+
+        Args:
+            width: characters of the longest bar, 1 to 10,000.
+
+        Raises:
+            ArgumentError: another width.
+        """
         from ..report.plan_draw import memory_bars
 
         return memory_bars(self, width)

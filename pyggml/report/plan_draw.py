@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable
 
+from .._arguments import whole
 from .._units import binary, counted, percent
 from ..plan import Detail, PlanLeaf, PlanNode, SplitPlan
 from .content import MEMORY, Content, Item
@@ -70,6 +71,7 @@ def _item_branch(x: Item) -> Branch:
 
 def memory_bars(plan: SplitPlan, width: int) -> View:
     """See `SplitPlan.memory_bars`."""
+    width = whole("memory_bars(): width", width, 1, 10_000)
     content = Content(plan)
     largest = max((m.total for m in content.memory), default=0) or 1
     names = max((len(d) for d in plan.devices), default=0)

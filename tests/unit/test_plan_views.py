@@ -337,6 +337,7 @@ def test_a_sum_that_the_graph_ends_before_is_shown_as_one() -> None:
         assert "(P): a sum that no all-reduce completes" in text and "further down" not in text
     assert "(P): a sum that no all-reduce completes" in plan._repr_html_() and "(P):" not in layered()._repr_html_()
     assert SplitPlan.from_json(plan.to_json()) == plan
+    assert plan.check().ok, "what is read is right"
 
 
 def test_one_device_alone_has_a_summand() -> None:
@@ -403,3 +404,46 @@ def test_a_trace_that_is_none_is_said(plan: SplitPlan) -> None:
 def test_json_that_is_too_deep_is_refused(read: Any) -> None:
     with pytest.raises(gg.FileFormatError, match="not JSON"):
         read("[" * 100_000)
+
+
+@pytest.mark.parametrize(
+    "memory, said",
+    [
+        ({"SIM0": 1, "SIM9": 1}, "memory of SIM9: the plan's devices are SIM0, SIM1"),
+        ([1], "memory of 1 device, the plan has 2"),
+        (5, "expected bytes by device, or a list"),
+        ("24", "expected bytes by device, or a list"),
+        ([None, 5], "memory of SIM0: None: expected a number of bytes"),
+        ([float("nan"), 5], "memory of SIM0: nan: expected a number of bytes"),
+        ([5, -1], "memory of SIM1: -1: expected a number of bytes"),
+    ],
+)
+def test_memory_that_is_none_is_said(plan: SplitPlan, memory: Any, said: str) -> None:
+    with pytest.raises(ArgumentError, match=said):
+        plan.check(memory)
+
+
+def test_memory_of_one_device_or_of_none(plan: SplitPlan) -> None:
+    assert plan.check({"SIM1": 24e9}).ok and plan.check([0, 0]).ok
+    assert [v.node for v in plan.check({"SIM1": 1}).violations] == ["SIM1"]
+
+
+@pytest.mark.parametrize("width", [0, -1, 1.5, "x", 10**6])
+def test_bars_have_a_width(plan: SplitPlan, width: Any) -> None:
+    with pytest.raises(ArgumentError, match="memory_bars"):
+        plan.memory_bars(width)
+
+
+def test_a_later_graph_that_reads_a_summand_is_a_violation() -> None:
+    from pyggml.plan import Subgraph
+
+    plan = two_branches("S1", "S0")
+    y = plan["y"]
+    assert isinstance(y, PlanNode)
+    later = replace(y, index=y.index + 1, name="z", label="z", op="SILU", sources=(y.index,), subgraph=1, pending=False)
+    leafs = tuple(range(len(plan.nodes), len(plan.nodes) + len(plan.leafs)))
+    nodes = [replace(x, sources=tuple(s + 1 if s in leafs else s for s in x.sources)) for x in plan.nodes]
+    n = len(nodes)
+    longer = replace(plan, nodes=(*nodes, later), subgraphs=(*plan.subgraphs, Subgraph(n, n + 1, 1)))
+    (violation,) = longer.check().violations
+    assert violation.node == "y" and "a later graph reads what one device has of it" in violation.reason
