@@ -32,7 +32,7 @@ MAX_SEGMENTS = 16
 _MAX_INDICES = 1 << 48  # of an axis
 _MAX_REPEATS = (1 << 31) - 1
 _MAX_LAYERS = 10_000
-_SPEC = re.compile(r"S(?P<axis>[0-3])\s*(?:\[(?P<segments>[^\]]*)\])?\s*(?P<shares>[\d.]+(?:\s*:\s*[\d.]+)*)?", re.ASCII)
+_SPEC = re.compile(r"S(?P<axis>[0-3])\s*(?:\[(?P<segments>[^\]]*)\])?\s*(?P<shares>{0}(?:\s*:\s*{0})*)?".replace("{0}", r"[\d.]+(?:e[+-]?\d+)?"), re.ASCII)
 _SEGMENT = re.compile(r"\s*(\d{1,18})\s*(?:x\s*(\d{1,18})\s*)?", re.ASCII)
 
 
@@ -288,6 +288,8 @@ class Decision:
             return ()
         n = len(self.state.segments[0].ne)
         match = _SPEC.fullmatch(self.asked)
+        if match is not None and ":" in (match["segments"] or ""):
+            match = None  # a split state, with the indices of every device
         if match is None or match["shares"] is None:
             return tuple(1 / n for _ in range(n)) if match else self.achieved_shares
         shares = [float(s) for s in match["shares"].split(":")]

@@ -100,6 +100,23 @@ def test_shares_of_a_graph_that_granularity_took_away() -> None:
         assert leaf.name == "w" and leaf.asked == (0.75, 0.25) and graph.plan().achieved_shares("w") in ((0.5, 0.5), (1.0, 0.0))
 
 
+@pytest.mark.parametrize(
+    ("split", "shares"),
+    [
+        (gg.SplitState(1, (gg.Segment((10, 6), 2),)), (0.625, 0.375)),  # written "S1 [10:6 x2]", which is no even split
+        (gg.SplitState(1, (gg.Segment((12, 4)), gg.Segment((8, 8)))), (0.625, 0.375)),
+        (gg.SplitState(1, (gg.Segment((24, 8)),)), (0.75, 0.25)),
+        (gg.Split(1, (1e-5, 1.0)), (1e-5 / (1 + 1e-5), 1 / (1 + 1e-5))),  # written "S1 1e-05:1"
+        (gg.Split(1, (1.0, 1e6)), (1 / (1 + 1e6), 1e6 / (1 + 1e6))),
+    ],
+    ids=str,
+)
+def test_shares_that_were_asked_for_are_known(split: gg.Split | gg.SplitState, shares: tuple[float, float]) -> None:
+    meta = gg.MetaDevice("vcpu:2", [gg.rule("^w$", split)])
+    with gg.Weights.empty(meta, {"w": (gg.as_dtype("f32"), (8, 32))}):
+        assert meta.decisions["w"].asked_shares == pytest.approx(shares, rel=1e-9)
+
+
 def test_the_cpu_beside_other_devices(tiny: TinyModel) -> None:
     for device in ("CPU,vcpu:1", [gg.cpu(), *gg.virtual_cpus(1)], gg.MetaDevice([gg.cpu(), *gg.virtual_cpus(1)])):
         with pytest.raises(gg.ArgumentError, match=r"cannot split a model over CPU.*vcpu:1"):
