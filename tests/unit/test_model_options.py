@@ -165,7 +165,7 @@ def test_all_rules_that_do_not_fit_are_named_at_once(tiny: TinyModel, monkeypatc
         gg.Model(tiny, "vcpu:2", split_mode="tensor", tensor_split=(3, 1), rules=[("ffn_down", "M"), ("attn_q.weight", "S1 1:3")])
     said = str(caught.value)
     assert {v.op for v in caught.value.violations} == {"FLASH_ATTN_EXT", "MUL_MAT"} and len(caught.value.violations) == 2 * tiny.n_layer
-    for words in ("attn_q.weight as S1 192:64 (tried)", "ffn_down.weight as S0 384:128 (tried)", "your rule 1, 'ffn_down': M", "your rule 2"):
+    for words in ("attn_q.weight (layers 0, 1) as S1 192:64 (tried)", "ffn_down.weight (layers 0, 1) as S0 384:128 (tried)", "your rule 1, 'ffn_down': M", "your rule 2"):
         assert words in said, said
     with pytest.raises(gg.SplitError) as planned:
         gg.plan_model(tiny, "vcpu:2", rules=[("ffn_down", "M"), ("attn_q.weight", "S1 1:3")], options=gg.ModelOptions("tensor", (3.0, 1.0)))
