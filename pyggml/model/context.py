@@ -20,7 +20,7 @@ from ..errors import ArgumentError, IndexRangeError, ModelError, UnsupportedErro
 from ..meta import refuse_simulated
 from .adapters import Adapter
 from .batch import Batch, Tokens, single_token, token_ids
-from .loading import LoadedModel, failure
+from .loading import LoadedModel, failure, freeing
 from .memory import MemoryUse, memory_of
 from .native_context import NativeContext, Observer
 from .options import ENCODERS, MAX_TOKENS, POOLING, ContextOptions, check_cache, check_pooling
@@ -484,7 +484,9 @@ class Context(Handle):
                 size = int(lib.llama_state_get_size(ptr) if seq is None else lib.llama_state_seq_get_size(ptr, seq))
                 out = bytearray(size)
                 to = ffi.from_buffer("uint8_t *", out)
-                done = int(lib.llama_state_get_data(ptr, to, size) if seq is None else lib.llama_state_seq_get_data(ptr, to, size, seq))
+                with freeing():  # tensors are copied by destructors, out of which no error comes
+                    done = int(lib.llama_state_get_data(ptr, to, size) if seq is None else lib.llama_state_seq_get_data(ptr, to, size, seq))
+                self._native.loaded.check_servers()
                 if not 0 < done <= size:
                     raise failure(f"{self.name}: llama.cpp cannot write its state of {size} bytes")
         return sealed(self._envelope(seq), bytes(out[:done]))
@@ -506,7 +508,9 @@ class Context(Handle):
             raw = opened(self._envelope(seq), state)
             ptr, given = self._native.ptr, ffi.from_buffer("uint8_t *", raw)
             with self._poisoning():
-                done = int(lib.llama_state_set_data(ptr, given, len(raw)) if seq is None else lib.llama_state_seq_set_data(ptr, given, len(raw), seq))
+                with freeing():
+                    done = int(lib.llama_state_set_data(ptr, given, len(raw)) if seq is None else lib.llama_state_seq_set_data(ptr, given, len(raw), seq))
+                self._native.loaded.check_servers()
                 error = None if done == len(raw) else failure(f"{self.name}: llama.cpp does not take the state of {len(raw)} bytes")
                 if error is not None:
                     lib.llama_memory_clear(self._native.memory, True)

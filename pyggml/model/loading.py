@@ -18,7 +18,7 @@ from .._ffi.callbacks import Callback
 from .._ffi.interrupts import Held
 from ..device import MAX_META_DEVICES, Device
 from ..dtype import DTYPES_BY_ID
-from ..errors import ClosedError, Error, ModelError, OutOfMemoryError, SplitError
+from ..errors import ClosedError, DeviceLostError, Error, ModelError, OutOfMemoryError, SplitError
 from ..gguf_info import GGUFInfo
 from ..split import MIRRORED, Decision, Rule, SplitState, decide_or_refuse, read_state, tensor_info, write_state
 from .options import ModelOptions, Progress
@@ -97,6 +97,28 @@ class LoadedModel:
         """The ``const struct ggml_tensor *`` of a weight; None where llama.cpp has none of that name."""
         found = lib.pgg_llama_tensor(self.ptr, name.encode())
         return None if found == ffi.NULL else found
+
+    def check_servers(self) -> None:
+        """Reads a few bytes from every RPC server, where what llama.cpp did last cannot say that one is gone: its destructors.
+
+        Raises:
+            DeviceLostError: one is gone.
+        """
+        few = ffi.new("uint8_t[4]")
+        for j, device in enumerate(self.devices):
+            if device.backend != "RPC":
+                continue
+            for t in self.info.tensors:
+                part = self.tensor(t.name)
+                if part is None or part.buffer == ffi.NULL:
+                    continue
+                if self.meta is not None:
+                    part = lib.pgg_meta_slice(part, j)  # NULL: it is on the host
+                elif lib.ggml_backend_buft_get_device(lib.ggml_backend_buffer_get_type(part.buffer)) != device.ptr:
+                    continue
+                if part != ffi.NULL and lib.ggml_nbytes(part) >= len(few):
+                    lib.ggml_backend_tensor_get(part, few, 0, len(few))
+                    break
 
     def _keep(self, callback: Callback) -> Callback:
         self._callbacks.append(callback)
@@ -218,6 +240,8 @@ def failure(what: str) -> Error:
         found = SplitError.from_message(split[split.index("illegal split at node") :])
         return SplitError(f"{what}: {found}", node=found.node, op=found.op, sources=found.sources, repair=found.repair)
     joined = " ".join(lines).lower()
+    if "connection was lost" in joined or "cannot connect:" in joined:  # an RPC server
+        return DeviceLostError(text)
     if "alloc" in joined and ("failed" in joined or "cannot" in joined or "unable" in joined):
         return OutOfMemoryError(text)
     return ModelError(text)

@@ -157,6 +157,33 @@ def test_a_graph_on_it_is_closed_as_ever(servers: list[Server], which: int) -> N
     assert gone.address in (devices[which].lost or "")
 
 
+@pytest.mark.parametrize("what", ["save", "save of a sequence", "restore", "restore of a sequence", "context", "load"])
+@pytest.mark.parametrize("mode", ["tensor", "layer", "none"])
+def test_killed_before_its_state_is_wanted(tiny: Make, servers: list[Server], mode: str, what: str) -> None:
+    """llama.cpp copies the tensors of states in destructors, out of which an exception would end the process."""
+    model, tokens = tiny("llama"), tokens_of(tiny("llama"), 5)
+    first, second = servers
+    where = f"rpc:{first.address}" if mode == "none" else f"rpc:{first.address},rpc:{second.address}"
+    with gg.Model(model, "vcpu:2", split_mode="tensor", **F32) as other, gg.Model(model, where, split_mode=mode, **F32) as lost, lost.context() as context:
+        want = other.logits(tokens)
+        context.decode(tokens)
+        whole, sequence = context.save(), context.save(0)
+        context.restore(whole)
+        context.restore(sequence, 0)
+        (second if mode == "layer" else first).kill()
+        calls: dict[str, Callable[[], object]] = {
+            "save": context.save, "save of a sequence": lambda: context.save(0), "restore": lambda: context.restore(whole),
+            "restore of a sequence": lambda: context.restore(sequence, 0), "context": lost.context,
+            "load": lambda: gg.Model(model, where, split_mode=mode, **F32),
+        }  # fmt: skip
+        with pytest.raises(gg.DeviceLostError):
+            calls[what]()
+        if what in ("save", "restore"):
+            with pytest.raises(gg.PoisonedError):
+                context.decode([1])
+        assert np.array_equal(other.logits(tokens), want)
+
+
 def test_killed_within_a_long_prompt(tiny: Make, servers: list[Server]) -> None:
     """Within one call of llama_decode, most of whose work is still to come."""
     model = tiny("llama")
