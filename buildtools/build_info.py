@@ -27,9 +27,9 @@ def describe(facts: list[str], native: Path) -> dict[str, object]:
         else:
             info[key] = value
     digest = hashlib.sha256(repr(sorted(facts)).encode())
-    for path in sorted(native.iterdir()):
+    for path in sorted(native.rglob("*")):
         if path.suffix in (".h", ".inc", ".c", ".cpp"):
-            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+            digest.update(path.relative_to(native).as_posix().encode() + b"\0" + path.read_bytes())
     info["build_id"] = digest.hexdigest()[:16]
     return info
 

@@ -10,7 +10,7 @@ foreach(option CUDA NCCL HIP VULKAN RPC LLAMA NATIVE)
     endif()
 endforeach()
 
-file(GLOB native_files CONFIGURE_DEPENDS 
+file(GLOB_RECURSE native_files CONFIGURE_DEPENDS
     "${PYGGML_NATIVE_DIR}/*.h" "${PYGGML_NATIVE_DIR}/*.inc" "${PYGGML_NATIVE_DIR}/*.c" "${PYGGML_NATIVE_DIR}/*.cpp")
 set(script "${CMAKE_CURRENT_SOURCE_DIR}/buildtools/build_info.py")
 set(editable "")

@@ -12,7 +12,7 @@ set(CMAKE_CXX_STANDARD_REQUIRED ON)
 find_package(Threads REQUIRED)
 
 if(NOT MSVC)
-    # An abort in ggml becomes a C++ exception (native/guard.cpp) that travels through C frames.
+    # An abort in ggml becomes a C++ exception (native/base/guard.cpp) that travels through C frames.
     add_compile_options("$<$<COMPILE_LANGUAGE:C>:-fexceptions>")
 endif()
 

@@ -6,10 +6,16 @@
 set(PYGGML_NATIVE_DIR "${CMAKE_CURRENT_SOURCE_DIR}/native")
 set(PYGGML_NATIVE_SOURCES "") # those that found a target
 
-# pyggml_native_sources(<target> <pattern of files in native/>...)
+# pyggml_native_sources(<target> <folder in native/>...)
 function(pyggml_native_sources target)
-    list(TRANSFORM ARGN PREPEND "${PYGGML_NATIVE_DIR}/")
-    file(GLOB files CONFIGURE_DEPENDS ${ARGN})
+    set(files "")
+    foreach(folder IN LISTS ARGN)
+        file(GLOB found CONFIGURE_DEPENDS "${PYGGML_NATIVE_DIR}/${folder}/*.c" "${PYGGML_NATIVE_DIR}/${folder}/*.cpp")
+        if(NOT found)
+            message(FATAL_ERROR "pyggml: no source files in native/${folder}")
+        endif()
+        list(APPEND files ${found})
+    endforeach()
     get_target_property(sources ${target} SOURCES)
     foreach(file IN LISTS files)
         file(STRINGS "${file}" includes REGEX "^ *# *include +\"[^\"]+\\.(c|cpp)\"")
@@ -38,42 +44,34 @@ function(pyggml_native_sources target)
 endfunction()
 
 # guards, counted memory, meta devices and what ggml inferred for them, traces
-pyggml_native_sources(ggml-base "guard*.cpp" "memory*.cpp" "meta*.cpp" "placement*.cpp" "trace*.cpp")
+pyggml_native_sources(ggml-base base meta)
 
 # kernels whose failures reach the caller
-pyggml_native_sources(ggml-cpu "ggml_cpu*.c" "ggml_cpu*.cpp")
+pyggml_native_sources(ggml-cpu cpu)
 target_include_directories(ggml-cpu PRIVATE "${PYGGML_UPSTREAM_DIR}/ggml/src/ggml-cpu")
 
 # a server that goes away is an error, not the end
 if(PYGGML_RPC)
-    pyggml_native_sources(ggml-rpc "ggml_rpc*.cpp")
+    pyggml_native_sources(ggml-rpc rpc)
     target_include_directories(ggml-rpc PRIVATE "${PYGGML_UPSTREAM_DIR}/ggml/src/ggml-rpc")
 endif()
 
 # Mesa's lavapipe counts references to what descriptor sets name, also to what is gone
 if(PYGGML_VULKAN)
-    pyggml_native_sources(ggml-vulkan "ggml_vulkan*.cpp")
+    pyggml_native_sources(ggml-vulkan vulkan)
     target_include_directories(ggml-vulkan PRIVATE "${PYGGML_UPSTREAM_DIR}/ggml/src/ggml-vulkan")
 endif()
 
 # virtual and simulated devices: not in ggml-base, because they enter the registry, which is here
-pyggml_native_sources(ggml "cpu_*.cpp" "sim_*.cpp" "host_*.cpp")
+pyggml_native_sources(ggml vcpu sim)
 
 if(PYGGML_LLAMA)
-    pyggml_native_sources(llama "llama_*.cpp")
+    pyggml_native_sources(llama llama)
 endif()
 
-file(GLOB lost CONFIGURE_DEPENDS "${PYGGML_NATIVE_DIR}/*.c" "${PYGGML_NATIVE_DIR}/*.cpp")
-if(PYGGML_NATIVE_SOURCES)
-    list(REMOVE_ITEM lost ${PYGGML_NATIVE_SOURCES})
-endif()
-list(FILTER lost EXCLUDE REGEX "/(ggml_rpc|ggml_vulkan|llama_)[^/]*$") # left out by an option
+file(GLOB_RECURSE lost CONFIGURE_DEPENDS "${PYGGML_NATIVE_DIR}/*.c" "${PYGGML_NATIVE_DIR}/*.cpp")
+list(REMOVE_ITEM lost ${PYGGML_NATIVE_SOURCES})
+list(FILTER lost EXCLUDE REGEX "/(rpc|vulkan|llama)/[^/]*$") # left out by an option
 if(lost)
     message(FATAL_ERROR "pyggml: files in native/ that belong to no library (see cmake/native.cmake): ${lost}")
 endif()
-
-foreach(file meta.cpp memory.cpp ggml_cpu.c ggml_rpc.cpp ggml_vulkan.cpp cpu_backend.cpp sim_backend.cpp host_plan.cpp llama_mmap.cpp llama_graph.cpp llama_arch.cpp llama_ext.cpp)
-    if(NOT EXISTS "${PYGGML_NATIVE_DIR}/${file}")
-        message(FATAL_ERROR "pyggml: native/${file} is missing")
-    endif()
-endforeach()

@@ -21,8 +21,9 @@ WATCHED = (
     "cmake/*",
     "buildtools/*.py",
     "buildtools/ffi/*.py",
-    "native",  # the folder's own time tells of files that came or went
+    "native",  # a folder's own time tells of files that came or went
     "native/*",
+    "native/*/*",
     "pyggml/_about.py",
     "vendor/llama.cpp.lock",
     "vendor/llama.cpp/.pyggml-stamp",

@@ -101,7 +101,7 @@ class SplitError(Error, ValueError):
 
     @classmethod
     def from_message(cls, message: str) -> SplitError:
-        """Takes the parts out of the text that native code wrote (``split_message`` in native/meta_capture.cpp)."""
+        """Takes the parts out of the text that native code wrote (``split_message`` in native/meta/meta_capture.cpp)."""
         head = re.search(r"illegal split at node '(?P<node>.*?)' \((?P<op>[^,()]+)[,)]", message)
         if head is None:
             return cls(message)
@@ -182,7 +182,7 @@ _KINDS: dict[int, type[Error]] = {
 def from_native(kind: int, message: str, log: tuple[str, ...] = ()) -> Error:
     """The exception for an error that native code left pending, with the reasons that were logged before it."""
     cls = _KINDS.get(kind, NativeError)
-    if cls is ArgumentError and "expected an index of" in message:  # native/ggml_cpu_guard.cpp
+    if cls is ArgumentError and "expected an index of" in message:  # native/cpu/ggml_cpu_guard.cpp
         cls = IndexRangeError
     reasons = tuple(line for line in log if line.strip() and line.strip() not in message)
     text = message + "".join(f"\n  log: {line}" for line in reasons)

@@ -12,7 +12,7 @@ FUNCTIONS: dict[str, str] = {
 
 _KERNEL = "a kernel of the CPU backend, with parameters of internal headers: compute a graph instead"
 _INTERNAL = "declared in an internal header of ggml only"
-_BINDING = "part of the binding itself (native/guard.h)"
+_BINDING = "part of the binding itself (native/base/guard.h)"
 
 # Symbols that the libraries export and no bound header declares, as fnmatch patterns.
 SYMBOLS: dict[str, str] = {

@@ -55,6 +55,9 @@ def test_the_build_id_changes_with_any_native_source_and_any_fact(tmp_path: Path
     seen.append(build_id("version=1", "options=CUDA=ON"))
     (native / "a.cpp").write_text("int b;")
     seen.append(build_id("version=1", "options=CUDA=OFF"))
-    (native / "b.inc").write_text("")
+    (native / "meta").mkdir()
+    (native / "meta" / "b.inc").write_text("")
     seen.append(build_id("version=1", "options=CUDA=OFF"))
-    assert len(set(seen)) == 4
+    (native / "meta" / "b.inc").rename(native / "b.inc")
+    seen.append(build_id("version=1", "options=CUDA=OFF"))
+    assert len(set(seen)) == 5

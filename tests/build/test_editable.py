@@ -22,8 +22,8 @@ PROJECT = """
 cmake_minimum_required(VERSION 3.26)
 project(small LANGUAGES NONE)
 add_custom_command(OUTPUT ${CMAKE_BINARY_DIR}/built.txt
-    COMMAND ${CMAKE_COMMAND} -E copy ${CMAKE_SOURCE_DIR}/native/code.txt ${CMAKE_BINARY_DIR}/built.txt
-    DEPENDS ${CMAKE_SOURCE_DIR}/native/code.txt)
+    COMMAND ${CMAKE_COMMAND} -E copy ${CMAKE_SOURCE_DIR}/native/base/code.txt ${CMAKE_BINARY_DIR}/built.txt
+    DEPENDS ${CMAKE_SOURCE_DIR}/native/base/code.txt)
 add_custom_target(build ALL DEPENDS ${CMAKE_BINARY_DIR}/built.txt)
 install(FILES ${CMAKE_BINARY_DIR}/built.txt ${CMAKE_SOURCE_DIR}/_build_info.py DESTINATION pyggml COMPONENT pyggml)
 """
@@ -32,13 +32,14 @@ install(FILES ${CMAKE_BINARY_DIR}/built.txt ${CMAKE_SOURCE_DIR}/_build_info.py D
 class Install:
     def __init__(self, root: Path) -> None:
         self.source, self.build, self.prefix = root / "source", root / "build", root / "site-packages"
-        (self.source / "native").mkdir(parents=True)
+        (self.source / "native" / "base").mkdir(parents=True)
         (self.source / "CMakeLists.txt").write_text(PROJECT)
         (self.source / "_build_info.py").write_text(f"EDITABLE = {(str(self.source), str(self.build))!r}\n")
         self.write("first")
         for path in self.source.rglob("*"):
             os.utime(path, (1e9, 1e9))
-        os.utime(self.source / "native", (1e9, 1e9))
+        for folder in ("native/base", "native"):
+            os.utime(self.source / folder, (1e9, 1e9))
         self.cmake(
             "-G", "Ninja", "-S", str(self.source), "-B", str(self.build), f"-DPython_EXECUTABLE={sys.executable}"
         )
@@ -51,7 +52,7 @@ class Install:
         subprocess.run(["cmake", *arguments], check=True, capture_output=True)
 
     def write(self, text: str) -> None:
-        (self.source / "native" / "code.txt").write_text(text)
+        (self.source / "native" / "base" / "code.txt").write_text(text)
 
     def installed(self) -> str:
         return (self.prefix / "pyggml" / "built.txt").read_text()
@@ -117,7 +118,7 @@ def test_no_tools_at_all(install: Install, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_build_that_fails_says_what_the_compiler_said(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
-    (install.source / "native" / "code.txt").unlink()
+    (install.source / "native" / "base" / "code.txt").unlink()
     with pytest.raises(ImportError, match=r"(?s)rebuilding the native code.*code\.txt"):
         install.refresh(monkeypatch)
     assert install.installed() == "first"

@@ -1,7 +1,7 @@
 // A few lines in place of a test framework: named cases, checks that say what they saw, and graphs to compute.
 #pragma once
 
-#include "guard.h"
+#include "base/guard.h"
 
 #include "ggml-alloc.h"
 #include "ggml-backend.h"

@@ -9,7 +9,7 @@
 // pending error and a log line; graph_compute returns GGML_STATUS_FAILED with a pending error. The stream works again
 // after that, and so do those that share a communicator with it. A device is lost only when its thread cannot be started.
 
-#include "vcpu.h"
+#include "vcpu/vcpu.h"
 
 #include "ggml-impl.h"
 

@@ -5,7 +5,7 @@
 
 #include "pyggml.h"
 
-#include "ggml_cpu_gelu.h"
+#include "cpu/ggml_cpu_gelu.h"
 
 #include "ggml-impl.h"
 #include "vec.h"

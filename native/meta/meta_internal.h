@@ -1,8 +1,8 @@
 // What the files of the meta layer share. Only meta.cpp sees upstream's own types.
 #pragma once
 
-#include "guard.h"
-#include "meta_placement.h"
+#include "base/guard.h"
+#include "meta/meta_placement.h"
 
 #include "ggml-backend-impl.h"
 #include "ggml-impl.h"

@@ -1,7 +1,7 @@
 // Buffers and streams of virtual CPU devices: what runs on a device's queue. See cpu_backend.cpp.
 
-#include "buffer_memory.h"
-#include "vcpu.h"
+#include "base/buffer_memory.h"
+#include "vcpu/vcpu.h"
 
 #include "ggml-impl.h"
 

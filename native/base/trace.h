@@ -3,7 +3,7 @@
 // (cpu_stream.cpp, cpu_comm.cpp). Nobody traces: one relaxed load each. See docs/trace.md for what the times mean.
 #pragma once
 
-#include "guard.h"
+#include "base/guard.h"
 
 #include "ggml-backend-impl.h"
 

@@ -1,5 +1,5 @@
 // A cut graph as JSON (docs/plan-capture.md), and the words for a refused split.
-#include "meta_internal.h"
+#include "meta/meta_internal.h"
 
 #include <cstdio>
 #include <unordered_set>

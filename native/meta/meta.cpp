@@ -2,8 +2,8 @@
 //
 // Upstream's file is included, not changed: its static functions become reachable, and hooks are set where it hands
 // out tables of function pointers. See docs/meta.md for what each hook mends.
-#include "meta_internal.h"
-#include "trace.h"
+#include "meta/meta_internal.h"
+#include "base/trace.h"
 
 // The size of a tensor is named once in upstream's file, in the body of its buffer context: a member of ours goes there,
 // so that what we know about a buffer lives and dies with it.
@@ -25,7 +25,7 @@ static ggml_backend_buffer_t buffer_for_sums(ggml_backend_t backend, size_t size
 // missing. Upstream uses what it gets.
 #define ggml_backend_alloc_buffer(backend, size) \
     buffer_for_sums(backend, size, backend_ctx->comm_ctx == nullptr || strcmp(#size, "max_tmp_size") != 0)
-#include "meta_trace.inc"
+#include "meta/meta_trace.inc"
 #define ggml_backend_tensor_copy_async traced_copy
 #define comm_allreduce(comm, tensors)  comm_ctx != nullptr && traced_allreduce(backend_ctx, tensors)
 #include "ggml-backend-meta.cpp"
@@ -770,5 +770,5 @@ struct ggml_backend_buffer * ggml_backend_meta_alloc_ctx_tensors_from_buft(struc
     }
 }
 
-#include "meta_compute.inc"
-#include "meta_device.inc"
+#include "meta/meta_compute.inc"
+#include "meta/meta_device.inc"

@@ -1,6 +1,6 @@
 // The communicator of virtual CPU devices: an all-reduce over shared memory. See cpu_backend.cpp.
 
-#include "vcpu.h"
+#include "vcpu/vcpu.h"
 
 #include <algorithm>
 #include <cstring>

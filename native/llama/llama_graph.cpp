@@ -1,7 +1,7 @@
 // llama.cpp rounds F32 keys and values to F16 for flash attention, whatever the cache was asked to hold. Two runs that
 // differ in the last bit of a sum then differ by whole F16 steps, and a comparison measures that instead of the split.
 // A context may be told to keep them as they are. Only the casts from F32 to F16 in this file are meant: those two.
-#include "guard.h"
+#include "base/guard.h"
 
 #include "ggml.h"
 

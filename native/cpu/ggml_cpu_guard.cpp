@@ -1,7 +1,7 @@
 // Kernels of the CPU backend inside a guard, with their indices checked beforehand. See ggml_cpu.c.
 
-#include "ggml_cpu_guard.h"
-#include "guard.h"
+#include "cpu/ggml_cpu_guard.h"
+#include "base/guard.h"
 
 #include "ggml-cpu.h"
 #include "ggml-impl.h"

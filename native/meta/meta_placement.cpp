@@ -1,5 +1,5 @@
 // Placements of weights and of views: which global indices a device holds.
-#include "meta_placement.h"
+#include "meta/meta_placement.h"
 
 #include "ggml-impl.h"
 

@@ -1,7 +1,7 @@
 // Collects the events of traces. See trace.h.
 
-#include "trace.h"
-#include "guard.h"
+#include "base/trace.h"
+#include "base/guard.h"
 
 #include "ggml-impl.h"
 

@@ -5,8 +5,8 @@
 // Device structs are immortal: meta devices keep their addresses for ever. A released slot is used again only
 // for a device that differs in nothing that a meta device may have kept (name, alignment, twin, ...).
 
-#include "guard.h"
-#include "host_plan.h"
+#include "base/guard.h"
+#include "sim/host_plan.h"
 
 #include "ggml-backend-impl.h"
 #include "ggml-impl.h"

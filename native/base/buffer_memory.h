@@ -1,7 +1,7 @@
 // Memory for device buffers, freed by ggml_aligned_free. In memory.cpp.
 #pragma once
 
-#include "guard.h"
+#include "base/guard.h"
 
 namespace pgg {
 

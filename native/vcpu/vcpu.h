@@ -1,10 +1,10 @@
 // What the parts of the virtual CPU backend share: its devices, and the streams of work on them. See cpu_backend.cpp.
 #pragma once
 
-#include "graph_copy.h"
-#include "guard.h"
-#include "trace.h"
-#include "work_queue.h"
+#include "vcpu/graph_copy.h"
+#include "base/guard.h"
+#include "base/trace.h"
+#include "vcpu/work_queue.h"
 
 #include "ggml-backend-impl.h"
 #include "ggml-cpu.h"

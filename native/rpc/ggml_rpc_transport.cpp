@@ -2,7 +2,7 @@
 // time, and does not leak the socket when it fails; sending to a server that is gone is an error and no SIGPIPE. A
 // host that vanished is noticed, too.
 
-#include "ggml_rpc_transport.h"
+#include "rpc/ggml_rpc_transport.h"
 
 #include "transport.h"
 #include "ggml-impl.h"

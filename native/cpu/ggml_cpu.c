@@ -14,8 +14,8 @@
 // failed one in it. Assertions on types and shapes are alike on all threads. Those on data are not; the ones
 // that upstream has or lacks are made up for by a check of all indices, on every thread, before the kernel runs.
 
-#include "ggml_cpu_gelu.h"
-#include "ggml_cpu_guard.h"
+#include "cpu/ggml_cpu_gelu.h"
+#include "cpu/ggml_cpu_guard.h"
 
 #include "ggml-backend.h"
 #include "ggml-cpu-impl.h"

@@ -1,5 +1,5 @@
 // Placements of what is computed: for every op, that each device computes its part from its parts.
-#include "meta_placement.h"
+#include "meta/meta_placement.h"
 
 #include "ggml-impl.h"
 

@@ -1,6 +1,6 @@
 // C doors to what libllama exports for C++ only (llama-ext.h) or keeps to itself (llama-arch.h, llama-model.h).
 
-#include "guard.h"
+#include "base/guard.h"
 
 #include "llama-arch.h"
 #include "llama-ext.h"

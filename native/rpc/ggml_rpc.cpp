@@ -9,7 +9,7 @@
 //   again can be used by new backends and buffers. Those of the lost connection keep failing.
 // - Freeing a buffer, an event or a backend of a lost connection is silent.
 
-#include "guard.h"
+#include "base/guard.h"
 
 // all that ggml-rpc.cpp includes, before names are changed
 #include "ggml-rpc.h"
@@ -43,7 +43,7 @@
 #    include <pthread.h>
 #endif
 
-#include "ggml_rpc_transport.h"
+#include "rpc/ggml_rpc_transport.h"
 
 class rpc_dispatcher;
 

@@ -1,7 +1,7 @@
 // GELU without ggml's table: see ggml_cpu_gelu.cpp.
 #pragma once
 
-#include "ggml_cpu_guard.h"
+#include "cpu/ggml_cpu_guard.h"
 
 #ifdef __cplusplus
 extern "C" {

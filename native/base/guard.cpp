@@ -1,7 +1,7 @@
 // Failures of native code become an error of the calling thread, and log lines become its reasons.
 // See the first section of pyggml.h. Part of ggml-base, so that every library of ours can use it.
 
-#include "guard.h"
+#include "base/guard.h"
 
 #include <atomic>
 #include <chrono>

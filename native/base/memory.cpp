@@ -3,9 +3,9 @@
 // pointer must stay what it is, and the one place that calls it is where the end of a buffer can be seen. The places that
 // call backends are where traces look on (trace.h).
 
-#include "buffer_memory.h"
-#include "guard.h"
-#include "trace.h"
+#include "base/buffer_memory.h"
+#include "base/guard.h"
+#include "base/trace.h"
 
 #include "ggml-backend-impl.h"
 #include "ggml-impl.h"

@@ -5,9 +5,9 @@
 // ggml's buffer types and devices are structs of function pointers that can be reached and changed. The hooks are
 // put there when a thread plans for the first time and stay; outside of plan mode they pass every call on.
 
-#include "host_plan.h"
-#include "guard.h"
-#include "trace.h"
+#include "sim/host_plan.h"
+#include "base/guard.h"
+#include "base/trace.h"
 
 #include "ggml-backend-impl.h"
 #include "ggml-impl.h"
