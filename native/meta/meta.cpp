@@ -195,5 +195,7 @@ static void make_slices(ggml_tensor * t) {
 }
 
 #include "meta/meta_buffers.inc"
+#include "meta/meta_single.inc"
+#include "meta/meta_graph.inc"
 #include "meta/meta_compute.inc"
 #include "meta/meta_device.inc"
