@@ -28,7 +28,7 @@ def calls(headers: list[Header], functions: list[Function]) -> str:
     """C++: each function behind a guard, so that an abort or an exception becomes a pending error."""
     out = [
         _WARNING,
-        '#include "guard.h"\n',
+        '#include "base/guard.h"\n',
         _includes(headers),
         """
 #if defined(__GNUC__)
