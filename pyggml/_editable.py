@@ -104,12 +104,10 @@ def refresh(build_info: ModuleType) -> None:
 
     with (build / "editable.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        changed = list(_changed(source, build))  # another process may have been faster
-        if not changed:
-            return
-        names = ", ".join(str(path.relative_to(source)) for path in changed[:3])
-        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-        print(f"pyggml: rebuilding native code ({names}{more} changed)", file=sys.stderr, flush=True)
-        _rebuild(source, build, prefix=Path(str(build_info.__file__)).parent.parent)
+        if changed := list(_changed(source, build)):  # another process may have been faster
+            names = ", ".join(str(path.relative_to(source)) for path in changed[:3])
+            more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+            print(f"pyggml: rebuilding native code ({names}{more} changed)", file=sys.stderr, flush=True)
+            _rebuild(source, build, prefix=Path(str(build_info.__file__)).parent.parent)
     importlib.invalidate_caches()
     importlib.reload(build_info)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import ModuleType
@@ -93,6 +95,24 @@ def test_a_changed_source_is_rebuilt_once(
     assert "rebuilding native code (native" in capfd.readouterr().err
     install.refresh(monkeypatch)
     assert capfd.readouterr().err == ""
+
+
+def test_what_another_process_rebuilt_is_read_again(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has waited for the other one, and what it had read before is of the old build."""
+    info = ModuleType("info")
+    info.EDITABLE, info.__file__ = (str(install.source), str(install.build)), str(install.prefix / "pyggml" / "_build_info.py")  # type: ignore[attr-defined]
+    reloaded: list[ModuleType] = []
+    monkeypatch.setattr(_editable.importlib, "reload", reloaded.append)
+    install.write("second")
+    with (install.build / "editable.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        waiting = threading.Thread(target=_editable.refresh, args=(info,))
+        waiting.start()
+        time.sleep(0.2)
+        assert waiting.is_alive() and not reloaded
+        _editable._rebuild(install.source, install.build, install.prefix)
+    waiting.join(20)
+    assert reloaded == [info] and install.installed() == "second"
 
 
 def test_the_tools_of_the_build_are_gone(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
