@@ -395,3 +395,23 @@ def test_summands_are_f32() -> None:
         for value in (np.ones((4, 64), np.float16), gg.quantize(np.ones((4, 64), np.float32), "q8_0")):
             with pytest.raises(gg.SplitError, match=r"tensor 'w' .* cannot be split as P: only f32 .* legal repair: M"):
                 gg.Weights(meta, {"w": value})
+
+
+def test_what_is_whole_only_by_an_assumption_is_no_violation() -> None:
+    """Grouped heads whose products cannot be split: what is computed from the product, by products of activations, too."""
+    n, width, heads, of = 6, 16, 8, 4
+    rng = np.random.default_rng(0)
+    shapes = {"wq": (heads * width, 64), "wk": (of * width, 64), "wv": (of * width, 64), "wo": (64, heads * width)}
+    rules = [("^w[qkv]$", "S1 3:1"), ("^wo$", "S0 3:1")]
+    with gg.Weights("cpu", {k: rng.standard_normal(s).astype(np.float32) for k, s in shapes.items()}) as w, gg.Graph("cpu") as g:
+        x = g.input("x", ne=(64, n))
+        q = (w["wq"] @ x).reshape(width, heads, n).permute(0, 2, 1, 3)
+        k = (w["wk"] @ x).reshape(width, of, n).permute(0, 2, 1, 3)
+        v = (w["wv"] @ x).reshape(width, of, n).permute(1, 2, 0, 3).cont()
+        scores = (k @ q).rename("scores").soft_max()
+        attended = (v @ scores).rename("attended")
+        g.output("y", w["wo"] @ attended.permute(0, 2, 1, 3).cont(heads * width, n))
+        with gg.MetaDevice("vcpu:2", rules) as meta:
+            report = g.check(meta)
+    assert about(report) == [("split", "scores")]
+    assert report.unjudged == ("attended", "y")
