@@ -57,7 +57,7 @@ class IndexCheck:
         if bad.any():
             where = tuple(int(i) for i in np.argwhere(bad)[0])
             raise IndexRangeError(
-                f"{self.op} node {self.node!r}: index {int(values[where])} of {self.source!r} at {where} is out of range: 0 to {self.limit - 1} are possible"
+                f"{self.op} node {self.node!r}: index {int(values[where])} of {self.source!r} at {where} is out of range: {f'0 to {self.limit - 1} are possible' if self.limit else 'there is nothing to choose from'}"
             )
 
 

@@ -209,6 +209,8 @@ def _axis_problem(want: str, n: int, at: str, sizes: dict[str, int], where: dict
     if not relation:
         return None if n == known else f"{known_at} = {known} and {at} = {n} must be equal"
     big, small = (n, known) if relation == "*" else (known, n)
+    if small == 0 and not (relation == "*" and letter in "PQRS"):  # ggml divides by it; of what is broadcast, it looks for 0 first
+        return f"{known_at if relation == '*' else at} must not be 0"
     if small == big or (small > 0 and big % small == 0 and (big > 0)):
         return None
     first, second = (at, known_at) if relation == "*" else (known_at, at)

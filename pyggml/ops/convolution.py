@@ -34,6 +34,7 @@ _KERNEL = "float contiguous"
 def _check_axes(op: str, a: Tensor, b: Tensor, s: tuple[Any, ...], p: tuple[Any, ...], d: tuple[Any, ...]) -> None:
     """Strides, paddings and dilations in range, and a result that is not empty."""
     tensors = {"a": a, "b": b}
+    expect(0 not in a.ne and 0 not in b.ne, op, "a convolution of no elements: ggml divides by their number", tensors)
     for axis, (stride, padding, dilation) in enumerate(zip(s, p, d, strict=True)):
         check_sizes(op, tensors, at_least=1, **{f"s{axis}": stride, f"d{axis}": dilation})
         check_sizes(op, tensors, **{f"p{axis}": padding})

@@ -18,6 +18,11 @@ __all__ = [
 Precision = Literal["f32", "bf16", "f16", "q8", "q4"]
 
 
+def _check_summed(op: str, weights: Tensor, b: Tensor) -> None:
+    """A product sums over something: ggml-vulkan divides by the number of elements."""
+    expect(weights.ne[0] > 0, op, "there is nothing to sum over: axis 0 has no element", {"a": weights, "b": b})
+
+
 def mul_mat(a: Tensor, b: Tensor, *, prec: Precision | None = None, graph: Graph | None = None) -> Tensor:
     """The matrix product in ggml's order, ``b @ a.T`` for numpy's eyes; also ``a @ b`` in Python.
 
@@ -50,6 +55,7 @@ def mul_mat(a: Tensor, b: Tensor, *, prec: Precision | None = None, graph: Graph
         )
 
     require("mul_mat", a=(a, "weight rows [K, _, B, C]"), b=(b, "float rows [K, _, B*, C*]"), hint=hint)
+    _check_summed("mul_mat", a, b)
     result = build("mul_mat", graph, a=a, b=b)
     return result if prec is None else prec_set_acc(result, prec)
 
@@ -71,6 +77,7 @@ def mul_mat_id(
     require(
         "mul_mat_id", experts=(experts, "weight rows [K, _, _]"), b=(b, "f32 rows [K, U, T]"), ids=(ids, "i32 rows [U*, T]")
     )
+    _check_summed("mul_mat_id", experts, b)
     result = build("mul_mat_id", graph, experts=experts, b=b, ids=ids)
     return result if prec is None else prec_set_acc(result, prec)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bad_case import Case
+from bad_case import Case, Unexpected
 
 import pyggml as gg
 from pyggml import ops
@@ -77,6 +77,38 @@ def _operations() -> Iterator[Case]:
                 f"{op}{tuple(ne for _, ne in changed)} on {device.name}", lambda d=device, c=changed, m=make: build_and_run(d, c, m),
                 (op.split("_2d")[0],), REFUSED, harmless=True,
             )  # fmt: skip
+
+
+def _named(error: BaseException, op: str) -> None:
+    if op not in str(error).lower():
+        raise Unexpected(f"names no {op}: {error}")
+
+
+def _of_no_elements() -> Iterator[Case]:
+    """Views without elements: ggml divides by some of the sizes, which ended the process."""
+    more: dict[str, tuple[Tensors, Callable[..., gg.Tensor]]] = {
+        "out_prod": ((("f32", (6, 5, 2)), ("f32", (4, 5, 2))), ops.out_prod),
+        "conv_1d_dw": ((("f16", (3, 1, 4)), ("f32", (8, 4))), ops.conv_1d_dw),
+        "conv_3d": ((("f16", (3, 3, 3, 4)), ("f32", (6, 6, 6, 2))), lambda a, b: ops.conv_3d(a, b, 2)),
+    }
+    meta = gg.MetaDevice("vcpu:2")
+
+    def act(device: Any, tensors: Tensors, make: Callable[..., gg.Tensor], empty: tuple[tuple[int, int], ...]) -> None:
+        with gg.Graph(device, size=64, threads=1) as graph:
+            sources = []
+            for i, (dtype, ne) in enumerate(tensors):
+                whole = graph.input(f"in{i}", ne, dtype)
+                sizes = tuple(0 if (i, axis) in empty else n for axis, n in enumerate(whole.ne))
+                sources.append(whole if sizes == whole.ne else ops.view(whole, sizes, nb=whole.nb[1:]))
+            graph.output("out", make(*sources))
+            graph.run({name: _values(t.dtype.name, t) for name, t in graph.inputs.items()})
+
+    for number, (op, (tensors, make)) in enumerate((OPERATIONS | more).items()):
+        axes = list(itertools.product(range(len(tensors)), range(4)))
+        for k, empty in enumerate([*((a,) for a in axes), *itertools.combinations(axes, 2)]):
+            device = meta if (k + number) % 3 == 0 else gg.cpu()
+            yield Case(f"{op} with no elements along {empty} on {device.name}", lambda d=device, t=tensors, m=make, e=empty: act(d, t, m, e), (),
+                       (*REFUSED, gg.IndexRangeError), harmless=True, check=lambda error, o=op.split("_2d")[0].split("_3d")[0]: _named(error, o))  # fmt: skip
 
 
 def _unary() -> Iterator[Case]:
@@ -158,6 +190,7 @@ def _values_of_runs() -> Iterator[Case]:
 
 def cases(folder: Path) -> Iterator[Case]:
     yield from _operations()
+    yield from _of_no_elements()
     yield from _unary()
     yield from _inputs_and_weights()
     yield from _values_of_runs()
