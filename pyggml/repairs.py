@@ -16,6 +16,7 @@ __all__ = ["with_tried_repairs"]
 
 MOST_TRIALS = 24
 MOST_ROUNDS = 4
+_OTHERWISE = frozenset({"RESHAPE", "VIEW"})  # a head must not be cut: a granularity helps, and the shares stay
 _NUMBER = r"(?<=blk\.)\d+|(?<=_l)\d+$"
 
 Check = Callable[[tuple[Rule, ...]], CheckReport]
@@ -41,8 +42,9 @@ def with_tried_repairs(report: CheckReport, check: Check) -> CheckReport:
 
 
 def _with(v: Violation, repairs: tuple[Repair, ...]) -> Violation:
-    # words that nobody tried stay where nothing better is known
-    return replace(v, repairs=repairs) if repairs else v
+    # words that nobody tried stay where nothing better is known, and where they are about more than the sources' splits
+    words = v.repairs if v.op in _OTHERWISE or "FLASH_ATTN_EXT" in "".join(r.text for r in v.repairs) else ()
+    return replace(v, repairs=(*repairs, *words)) if repairs else v
 
 
 class _Search:

@@ -157,7 +157,10 @@ std::string describe(const device_record & record, const graph_cut & cut) {
 }
 
 // upstream's assertions, in words; empty for a reason that has none
-static std::string in_words(const std::string & reason) {
+static std::string in_words(const ggml_tensor * t, const std::string & reason) {
+    if (!t->src[1] && reason.find("ret.axis != GGML_BACKEND_SPLIT_AXIS_UNKNOWN") != std::string::npos) {
+        return "ggml has no rule for this op with a split source";
+    }
     static const struct { const char * text; const char * words; } TABLE[] = {
         { "split_states_equal(src_ss[0], src_ss[1])", "the devices have other shares of src0 than of src1 along the axis that both are split along" },
         { "split_states_equal(src_ss[0], src_ss[2])", "what is written is not split as the destination is" },
@@ -214,6 +217,10 @@ static std::string usual_repair(const ggml_tensor * t, size_t n) {
             if (sa.axis == GGML_BACKEND_SPLIT_AXIS_0 && sb.axis == GGML_BACKEND_SPLIT_AXIS_MIRRORED) {
                 return std::string("split '") + a->name + "' along axis 1, or what '" + b->name + "' comes from so that it is S0 with the same shares, or mirror '" + a->name + "' (M)";
             }
+            if (sa.axis == GGML_BACKEND_SPLIT_AXIS_2 && sb.axis == GGML_BACKEND_SPLIT_AXIS_2) {
+                return a->ne[2] == b->ne[2] ? "heads (axis 2) of both in the same shares"
+                                            : "ggml cannot split a product of grouped heads: FLASH_ATTN_EXT takes K with fewer heads than Q; or mirror both";
+            }
             return "src0 S1 with src1 M, or src0 S0 with src1 S0 of the same shares (summed behind it), or src0 M with src1 S1, or both M";
         }
         case GGML_OP_ADD:
@@ -247,7 +254,7 @@ std::string split_message(const ggml_tensor * t, const std::string & reason, con
     const device_record * record = t->buffer ? record_of(ggml_backend_buft_get_device(t->buffer->buft)) : nullptr;
     const size_t n = record ? record->devices.size() : 1;
     std::string out = std::string("illegal split at node '") + t->name + "' (" + ggml_op_desc(t) + ", " + shape(t) + "): ";
-    const std::string words = in_words(reason);
+    const std::string words = in_words(t, reason);
     out += words.empty() ? reason : words;
     for (int i = 0; i < GGML_MAX_SRC; i++) {
         const ggml_tensor * s = t->src[i];
@@ -274,7 +281,7 @@ std::string violation_json(const ggml_tensor * t, const char * kind, const std::
         const std::vector<std::vector<std::string>> & roots) {
     const device_record * record = t->buffer ? record_of(ggml_backend_buft_get_device(t->buffer->buft)) : nullptr;
     const size_t n = record ? record->devices.size() : 1;
-    const std::string words = in_words(reason);
+    const std::string words = in_words(t, reason);
     std::string out = std::string("{\"kind\":") + quoted(kind) + ",\"node\":" + quoted(t->name) + ",\"op\":" + quoted(ggml_op_desc(t)) +
         ",\"type\":" + quoted(ggml_type_name(t->type)) + ",\"ne\":" + list(t->ne, GGML_MAX_DIMS) +
         ",\"reason\":" + quoted((words.empty() ? reason : words).c_str()) + ",\"detail\":" + quoted(words.empty() ? "" : reason.c_str()) +

@@ -415,3 +415,33 @@ def test_what_is_whole_only_by_an_assumption_is_no_violation() -> None:
             report = g.check(meta)
     assert about(report) == [("split", "scores")]
     assert report.unjudged == ("attended", "y")
+
+
+@pytest.mark.parametrize(
+    "of, what, shares, op, reason, words",
+    [
+        (8, "diag_mask_inf", "3:1", "DIAG_MASK_INF", "no rule for this op with a split source", r"add a mask \(ADD\) instead, or use FLASH_ATTN_EXT"),
+        (8, "soft_max_ext", "3:1", "SOFT_MAX", "split in ways that do not go together", r"add the mask \(ADD\).*FLASH_ATTN_EXT"),
+        (4, "", "3:1", "MUL_MAT", "other shares", "grouped heads: FLASH_ATTN_EXT"),
+        (8, "", "5:1", "RESHAPE", "a head must not be cut", "granularity=<a head's size>"),
+    ],
+)
+def test_repairs_in_words_stay_beside_those_that_were_tried(of: int, what: str, shares: str, op: str, reason: str, words: str) -> None:
+    """Mirroring is always legal, and seldom what one wants: another op, or another granularity, splits all the same."""
+    n, width, heads = 6, 16, 8
+    shapes = {"wq": (heads * width, 64), "wk": (of * width, 64)}
+    with gg.Weights("cpu", {k: np.ones(s, np.float32) for k, s in shapes.items()}) as w, gg.Graph("cpu") as g:
+        x = g.input("x", ne=(64, n))
+        q, k = ((w[name] @ x).reshape(width, h, n).permute(0, 2, 1, 3) for name, h in (("wq", heads), ("wk", of)))
+        y = k @ q
+        if what == "diag_mask_inf":
+            y = gg.ops.diag_mask_inf(y, 0)
+        elif what:
+            y = gg.ops.soft_max_ext(y, g.input("mask", ne=(n, n)), 1.0, 0.0)
+        g.output("y", y)
+        with gg.MetaDevice("vcpu:2", [("w", f"S1 {shares}")]) as meta:
+            report = g.check(meta)
+    first = report.violations[0]
+    assert first.op == op and reason in first.reason
+    assert first.repairs[0].tried and first.repairs[0].text.startswith("mirror ")
+    assert not first.repairs[-1].tried and re.search(words, first.repairs[-1].text)
