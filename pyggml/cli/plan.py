@@ -176,6 +176,8 @@ def _read(path: str) -> SplitPlan:
 
 def _write(found: SplitPlan, model: str, given: dict[str, Any]) -> None:
     """The files that were asked for; '-' is the output."""
+    from ..report.view import write_text
+
     detail, fold = given["detail"], given["fold"]
     makers: dict[str, Callable[[], str]] = {
         "html_file": lambda: found.to_html(title=Path(model).name),
@@ -194,5 +196,5 @@ def _write(found: SplitPlan, model: str, given: dict[str, Any]) -> None:
         if target == "-":
             click.echo(make())
         elif target:
-            Path(target).write_text(make(), encoding="utf-8", newline="")
+            write_text(make(), target)
             click.echo(f"{name.removesuffix('_file')} written to {target}", err=True)

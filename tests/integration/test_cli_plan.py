@@ -129,3 +129,14 @@ def test_what_is_no_plan(tmp_path: Path, model: TinyModel) -> None:
     for arguments in ([tmp_path / "x.json"], [model, "--diff", tmp_path / "x.json"], [model, "--diff", tmp_path / "none.json"]):
         refused = plan(*arguments)
         assert refused.exit_code != 0 and ("x.json" in str(refused.exception) or "none.json" in (str(refused.exception) + refused.stderr))
+
+
+def test_names_that_are_no_text_are_written_escaped(before: Path, tmp_path: Path) -> None:
+    d = json.loads(before.read_text())
+    d["nodes"][0]["name"] = "no\udcfftext"
+    strange = tmp_path / "strange.json"
+    strange.write_text(json.dumps(d))
+    for option in ("html", "json", "csv", "dot", "mermaid"):
+        done = plan(strange, f"--{option}", tmp_path / option, "--detail", "all", "--picture", 1)
+        assert done.exit_code == 0, done.exception
+        assert "no\\udcfftext" in (tmp_path / option).read_text("utf-8")
