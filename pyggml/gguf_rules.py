@@ -41,6 +41,21 @@ def check_model(info: GGUFInfo) -> None:
     _Rules(info).check()
 
 
+# (architectures, tensors of a layer of which one is there, tensors that take the place of others, tensors that are used then)
+_SIBLINGS: tuple[tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...], tuple[str, ...]], ...] = (
+    (("phi3", "pockettts"), ("attn_output.weight",), ("attn_qkv.weight",), ("attn_q.weight", "attn_k.weight", "attn_v.weight")),
+    (("qwen3next",), ("ssm_conv1d.weight",), (), ("attn_gate.weight",)),
+    (("falcon-h1", "granitehybrid", "nemotron_h", "nemotron_h_moe"), ("ssm_conv1d.weight",), (), ("ssm_conv1d.bias",)),
+    (("kimi-k3",), ("ffn_gate_shexp.weight",), (), ("ffn_up_shexp.weight", "ffn_down_shexp.weight")),
+    (
+        ("glm-dsa",),
+        tuple(f"indexer.{name}.weight" for name in ("proj", "attn_k", "attn_q_b")),
+        (),
+        tuple(f"indexer.{name}.weight" for name in ("proj", "attn_k", "attn_q_b")),
+    ),
+)
+
+
 class _Rules:
     def __init__(self, info: GGUFInfo) -> None:
         self.info = info
@@ -67,6 +82,7 @@ class _Rules:
         self.linear_attention()
         self.rwkv()
         self.indexers(n_layer)
+        self.siblings(n_layer)
 
     # values
 
@@ -200,7 +216,7 @@ class _Rules:
             raise self.fail(key, repr(scaling)[:80], f"one of {', '.join(_ROPE_SCALINGS)}")
 
     def linear_attention(self) -> None:
-        if self.arch not in ("qwen3next", "qwen35", "qwen35moe"):
+        if self.arch not in ("qwen3next", "qwen35", "qwen35moe", "qwen4exp"):
             return
         v_heads, k_heads = self.number("ssm.time_step_rank", 1) or 1, self.number("ssm.group_count", 1) or 1
         inner, state = self.number("ssm.inner_size", 0) or 0, self.number("ssm.state_size", 0) or 0
@@ -249,6 +265,23 @@ class _Rules:
         for i, (has, window) in enumerate(zip(own, windows, strict=True)):
             if bool(has) == bool(window):
                 raise self.fail(f"{self.arch}.{key} of layer {i}", has, "1 in layers without a sliding window, 0 in the others")
+
+    def siblings(self, n_layer: int) -> None:
+        """Tensors that llama.cpp loads if they are there, and uses in any case."""
+        names = {t.name for t in self.info.tensors}
+        for archs, present, absent, needed in _SIBLINGS:
+            if self.arch not in archs:
+                continue
+            for i in range(n_layer):
+                has = [f"blk.{i}.{name}" for name in present if f"blk.{i}.{name}" in names]
+                if not has or any(f"blk.{i}.{name}" in names for name in absent):
+                    continue
+                for name in needed:
+                    if f"blk.{i}.{name}" not in names:
+                        raise self.fail(f"tensor 'blk.{i}.{name}'", "none", f"one, as there is {has[0]!r}")
+        for side in ("enc", "dec"):  # T5 has one table for all layers, in the first
+            if self.arch in ("t5", "t5encoder") and f"{side}.blk.0.attn_q.weight" in names and f"{side}.blk.0.attn_rel_b.weight" not in names:
+                raise self.fail(f"tensor '{side}.blk.0.attn_rel_b.weight'", "none", f"one, as there is '{side}.blk.0.attn_q.weight'")
 
     def formats(self) -> None:
         # The CPU backend accepts any format of a weight and finds out in the kernel. Integers, F64 and the formats that only

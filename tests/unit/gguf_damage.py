@@ -142,6 +142,12 @@ def main(kind: str, folder: Path) -> None:
         for i, (how, damaged) in enumerate(corruptions(raw, 1600, seed=2)):
             path.write_bytes(damaged)
             outcomes[load(path, f"{i} {how}")] += 1
+    elif kind.startswith("less "):
+        metadata, tensors = parts(tiny_gguf(folder / "whole.gguf", kind.removeprefix("less "), shares=[(1,)]).path)
+        for name in tensors:
+            if not re.search(r"\.([4-9]|\d\d+)\.", name):  # the first layers are of all kinds
+                write_gguf(path, metadata, {k: v for k, v in tensors.items() if k != name})
+                outcomes[load(path, f"without {name}")] += 1
     else:
         metadata, tensors = parts(tiny_gguf(folder / "whole.gguf", **KINDS.get(kind, {"arch": kind, "shares": [(1,)]})).path)  # type: ignore[arg-type]
         for key, value in mistakes(metadata):
