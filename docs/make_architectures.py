@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.progress import track
 
 from pyggml import lib
-from pyggml.model.arch_rules import ARCH_RULES, NO_RULES
+from pyggml.model.arch_rules import ARCH_RULES
 from pyggml.testing import ZOO
 from pyggml.testing.exact import exact_gelu
 from pyggml.testing.verify import SplitVerdict, verify_arch
@@ -75,7 +75,7 @@ def main() -> None:
         return
     counts = {kind: sum(f"| {kind}" in r for r in rows) for kind in ("its rules", "our rules", "not split", "no: ")}
     total = f"{len(rows)} variants: " + ", ".join(f"{n} {kind.strip(': ')}" for kind, n in counts.items()) + ".\n\n"
-    rest = [f"- {name}: {arch.reason}" for name, arch in ZOO.items() if not arch.runs] + [f"- {name}, in tensor mode: {why}" for name, why in NO_RULES.items()]
+    rest = [f"- {name}: {arch.reason}" for name, arch in ZOO.items() if not arch.runs]
     text = HEAD + total + "\n".join(table) + "\n\nCannot run alone, or not at all:\n\n" + "\n".join(rest) + "\n"
     Path(__file__).with_name("architectures.md").write_text(text, encoding="utf-8")
 

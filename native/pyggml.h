@@ -298,6 +298,9 @@ struct pgg_memory_row {
 
 PGG_API size_t               pgg_llama_memory(const struct llama_context * ctx, struct pgg_memory_row * rows, size_t n_rows); // returns the number of rows
 PGG_API struct ggml_cgraph * pgg_llama_graph_reserve(struct llama_context * ctx, uint32_t n_tokens, uint32_t n_seqs, uint32_t n_outputs);
+// A context without flash attention, also in tensor mode. llama_init_from_model wants it there, and turns it off for grok, which so has
+// no way in; what cannot be split without it is refused where it stands in the graph. V caches cannot be quantized: not checked here.
+PGG_API struct llama_context * pgg_llama_init_without_flash_attn(struct llama_model * model, struct llama_context_params params);
 PGG_API int                  pgg_llama_n_devices(const struct llama_model * model);
 PGG_API ggml_backend_dev_t   pgg_llama_device(const struct llama_model * model, int i);
 // a weight of the model by its name in the file, or NULL

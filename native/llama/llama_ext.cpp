@@ -3,6 +3,7 @@
 #include "base/guard.h"
 
 #include "llama-arch.h"
+#include "llama-context.h"
 #include "llama-ext.h"
 #include "llama-model.h"
 
@@ -32,6 +33,11 @@ size_t pgg_llama_memory(const struct llama_context * ctx, struct pgg_memory_row 
 
 struct ggml_cgraph * pgg_llama_graph_reserve(struct llama_context * ctx, uint32_t n_tokens, uint32_t n_seqs, uint32_t n_outputs) {
     return pgg::guarded([&] { return llama_graph_reserve(ctx, n_tokens, n_seqs, n_outputs); }, static_cast<ggml_cgraph *>(nullptr));
+}
+
+struct llama_context * pgg_llama_init_without_flash_attn(struct llama_model * model, struct llama_context_params params) {
+    params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_DISABLED;
+    return pgg::guarded([&] { return new llama_context(*model, params); }, static_cast<llama_context *>(nullptr));
 }
 
 int pgg_llama_n_devices(const struct llama_model * model) {

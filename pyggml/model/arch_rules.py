@@ -23,7 +23,7 @@ import numpy as np
 from ..gguf_info import GGUFArray, GGUFInfo, GGUFTensor
 from ..split import Rule, TensorInfo, rule
 
-__all__ = ["ARCH_RULES", "NO_RULES", "ArchRules", "arch_rules"]
+__all__ = ["ARCH_RULES", "ArchRules", "arch_rules", "with_flash_attn"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,8 @@ class ArchRules:
     """Its layers of linear attention go over all K heads several times, one V head for each."""
     loops: bool = False
     """It goes through its layers several times, with a cache of its own each time."""
+    flash_attn: bool = True
+    """Whether llama.cpp lets it have flash attention."""
     beside: bool = False
     """In front of llama.cpp's own rules, which it has for this architecture; only `extra` and `attention` count then."""
 
@@ -98,6 +100,7 @@ ARCH_RULES: dict[str, ArchRules] = {
     "rwkv7": ArchRules(why=_WKV),
     "rwkv6qwen2": ArchRules(why=_WKV),
     "arwkv7": ArchRules(why=_WKV),
+    "grok": ArchRules(why="llama.cpp turns flash attention off for it, and ggml splits no SOFT_MAX with a mask", flash_attn=False),
     "hrm_text": ArchRules("heads", loops=True),
     "wavtokenizer-dec": ArchRules(why="only the layers behind its convolutions have columns"),
     # llama.cpp takes these, and its own rules do not work
@@ -112,18 +115,17 @@ ARCH_RULES: dict[str, ArchRules] = {
     "graniteswitch": ArchRules("heads", fused_qkv=True, why="its router's cache belongs to no head"),
 }
 
-NO_RULES: dict[str, str] = {
-    "grok": "llama.cpp turns flash attention off for it (a soft cap of its own), and tensor mode needs it",
-}
-"""Why there are no rules for an architecture that llama.cpp refuses."""
+
+def with_flash_attn(arch: str | None) -> bool:
+    """Whether llama.cpp computes the architecture with flash attention where it is asked to."""
+    known = ARCH_RULES.get(str(arch))
+    return known is None or known.flash_attn
 
 
 def arch_rules(info: GGUFInfo) -> tuple[Rule, ...]:
     """The rules for a model's architecture; none where llama.cpp's own do."""
-    known = ARCH_RULES.get(str(info.arch))
-    if known is None and str(info.arch) not in NO_RULES:
-        known = ArchRules("", beside=True)  # for layers with one KV head
-    return () if known is None else tuple(_Builder(info, known).rules())
+    known = ARCH_RULES.get(str(info.arch)) or ArchRules("", beside=True)  # for layers with one KV head
+    return tuple(_Builder(info, known).rules())
 
 
 class _Builder:

@@ -16,6 +16,7 @@ from .._ffi.spans import span
 from ..device import default_threads
 from ..dtype import as_dtype
 from ..errors import ClosedError, Error, UnsupportedError
+from .arch_rules import with_flash_attn
 from .loading import LoadedModel, failure, freeing
 from .options import FLASH, POOLING, ContextOptions
 
@@ -69,7 +70,10 @@ class NativeContext:
         params.abort_callback = lib.pgg_interrupt_abort
         with self._building():
             with Held():
-                self._ptr = lib.llama_init_from_model(self.loaded.ptr, params[0])
+                # tensor mode has no way in for an architecture that llama.cpp computes without
+                without = self.loaded.meta is not None and not with_flash_attn(self.loaded.info.arch)
+                init = lib.pgg_llama_init_without_flash_attn if without else lib.llama_init_from_model
+                self._ptr = init(self.loaded.ptr, params[0])
             if self._ptr == ffi.NULL:  # inside: the next call has other reasons
                 raise failure(f"llama.cpp cannot make a context for {self.loaded.path}")
         self._memory = lib.llama_get_memory(self._ptr)

@@ -19,7 +19,7 @@ from ..errors import ArgumentError, DTypeError, SplitError, UnsupportedError
 from ..gguf_info import GGUFArray, GGUFInfo
 from ..meta import MetaDevice
 from ..split import Rule, Split, TensorInfo, decide, resolve
-from .arch_rules import NO_RULES, arch_rules
+from .arch_rules import arch_rules, with_flash_attn
 
 __all__ = ["FLASH", "ContextOptions", "Devices", "ModelOptions", "Progress", "cache_type", "check_arch", "check_cache", "check_pooling", "check_rules", "devices_of", "legal_shares", "misfits", "shares_of"]
 
@@ -172,6 +172,8 @@ def check_cache(info: GGUFInfo, options: ContextOptions) -> None:
                 f"{option}={name!r}: blocks of {block} do not divide the {length} elements of a head of {info.path.name}; "
                 f"f32, f16 and bf16 do{', q8_0 too' if length % 32 == 0 else ''}"
             )
+    if as_dtype(options.type_v).block_size > 1 and not with_flash_attn(info.arch):
+        raise UnsupportedError(f"type_v={options.type_v!r} needs flash attention, which llama.cpp turns off for the architecture {info.arch!r}: type_v='f16', 'bf16' or 'f32'")
     if as_dtype(options.type_v).block_size > 1 and options.flash_attn == "off":
         raise UnsupportedError(f"type_v={options.type_v!r} needs flash attention: flash_attn='on' or 'auto', or type_v='f16'")
 
@@ -237,8 +239,10 @@ def check_arch(info: GGUFInfo, options: ModelOptions, rules: Sequence[Rule]) -> 
     own = arch_rules(info)
     arch = str(info.arch)
     if not (own or rules or lib.pgg_llama_arch_supports_tensor_split(arch.encode())):
-        why = NO_RULES.get(arch, "and no rules for it are known here; rules of your own may make it possible")
-        raise UnsupportedError(f"{info.path}: llama.cpp has no tensor split for the architecture {arch!r}: {why}; use split_mode='layer' or 'none'")
+        raise UnsupportedError(
+            f"{info.path}: llama.cpp has no tensor split for the architecture {arch!r}, and no rules for it are known here; rules of your own "
+            "may make it possible; use split_mode='layer' or 'none'"
+        )
     return (*rules, *own)
 
 

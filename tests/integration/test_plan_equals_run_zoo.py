@@ -19,7 +19,6 @@ from trace_checks import check_trace
 
 import pyggml as gg
 from pyggml import ffi, lib
-from pyggml.model.arch_rules import NO_RULES
 from pyggml.testing import ZOO, TinyModel, tiny_gguf
 
 WIDE = bool(os.environ.get("PYGGML_TEST_WIDE"))
@@ -64,8 +63,6 @@ def decode(model: gg.Model, n_past: int, n: int, every: bool) -> None:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name, moe", VARIANTS, ids=IDS)
 def test_counted_at_the_devices(tmp_path: Path, name: str, moe: bool) -> None:
-    if name in NO_RULES:
-        pytest.skip("cannot be split")
     for shares in splits_of(VARIANTS.index((name, moe))):
         file = tiny_gguf(tmp_path / f"{'-'.join(map(str, shares))}.gguf", name, moe=moe, shares=(shares,))
         check(file, shares)
@@ -119,8 +116,6 @@ REFUSED = {("graniteswitch", (1, 0))}
 @pytest.mark.parametrize("name, moe", VARIANTS, ids=IDS)
 def test_what_the_butterfly_moves(tmp_path: Path, name: str, moe: bool) -> None:
     """Simulated devices compute nothing, but are asked for all of it, copies between devices included."""
-    if name in NO_RULES:
-        pytest.skip("cannot be split")
     at = VARIANTS.index((name, moe))
     for shares in BUTTERFLIES if WIDE else (BUTTERFLIES[at % 6], BUTTERFLIES[(at + 2) % 6]):
         # one head alone would be split within: of a share of nothing there are two
