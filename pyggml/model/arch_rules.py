@@ -23,7 +23,7 @@ import numpy as np
 from ..gguf_info import GGUFArray, GGUFInfo, GGUFTensor
 from ..split import Rule, TensorInfo, rule
 
-__all__ = ["ARCH_RULES", "ArchRules", "arch_rules", "with_flash_attn"]
+__all__ = ["ARCH_RULES", "ArchRules", "arch_rules", "loops", "with_flash_attn"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +120,12 @@ def with_flash_attn(arch: str | None) -> bool:
     """Whether llama.cpp computes the architecture with flash attention where it is asked to."""
     known = ARCH_RULES.get(str(arch))
     return known is None or known.flash_attn
+
+
+def loops(arch: str | None) -> bool:
+    """Whether the architecture goes through its layers several times, with caches of its own each time."""
+    known = ARCH_RULES.get(str(arch))
+    return known is not None and known.loops
 
 
 def arch_rules(info: GGUFInfo) -> tuple[Rule, ...]:

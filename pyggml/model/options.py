@@ -19,7 +19,7 @@ from ..errors import ArgumentError, DTypeError, SplitError, UnsupportedError
 from ..gguf_info import GGUFArray, GGUFInfo
 from ..meta import MetaDevice
 from ..split import Rule, Split, TensorInfo, decide, resolve
-from .arch_rules import arch_rules, with_flash_attn
+from .arch_rules import arch_rules, loops, with_flash_attn
 
 __all__ = ["FLASH", "ContextOptions", "Devices", "ModelOptions", "Progress", "cache_type", "check_arch", "check_cache", "check_pooling", "check_rules", "devices_of", "legal_shares", "misfits", "shares_of"]
 
@@ -246,6 +246,15 @@ def check_arch(info: GGUFInfo, options: ModelOptions, rules: Sequence[Rule]) -> 
     return (*rules, *own)
 
 
+# llama.cpp names its caches so, some only within graphs; the file does not say which of them the architecture has
+_CACHES = (
+    *(f"cache_{kind}_l" for kind in ("k", "v", "r", "s", "idx_k", "ple_r")),
+    *(f"dsv4_{kind}_state_{what}_l" for kind in ("csa", "lid", "hca") for what in ("kv", "score")),
+    "conv_states_all-", "ssm_states_all-", "mamba_conv1d_state-", "mamba_ssm_states-",
+)  # fmt: skip
+_MOST_LOOPS = 4  # through the layers, of the architectures that go through them several times
+
+
 def check_rules(info: GGUFInfo, options: ModelOptions, rules: Sequence[Rule], n_devices: int) -> None:
     """Rules that would have no effect are mistakes: outside of tensor mode, and those that match nothing in the file.
 
@@ -259,8 +268,9 @@ def check_rules(info: GGUFInfo, options: ModelOptions, rules: Sequence[Rule], n_
     if options.split_mode != "tensor":
         raise ArgumentError(f"{len(rules)} rules were given, but split_mode={options.split_mode!r} splits no tensor: use split_mode='tensor'")
     layers = int(info.metadata.get(f"{info.arch}.block_count", 0))  # type: ignore[arg-type]
-    # llama.cpp names its caches so; the file does not say which of them the architecture has
-    names = [t.name for t in info.tensors] + [f"cache_{kind}_l{i}" for kind in "kvrs" for i in range(layers)]
+    if loops(info.arch):
+        layers *= _MOST_LOOPS
+    names = [t.name for t in info.tensors] + [f"{cache}{i}" for cache in _CACHES for i in range(layers + 1)]
     idle = [r for r in rules if not any(re.search(r.pattern, name) for name in names)]
     if idle:
         said = []

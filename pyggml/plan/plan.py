@@ -32,6 +32,10 @@ SCHEMA = "pyggml.plan/2"
 OLD_SCHEMA = "pyggml.plan/1"
 """Read, too: without rules and causes, and without the steps of communicators."""
 
+_LAYER = r"(?<=blk\.)\d+|(?<=_l)\d+$|(?<=-)\d+$"
+# caches that llama.cpp renames while it builds graphs, and how they are called when they are placed
+_RENAMED = {"conv_states_all-#": "cache_r_l", "mamba_conv1d_state-#": "cache_r_l", "ssm_states_all-#": "cache_s_l", "mamba_ssm_states-#": "cache_s_l"}
+
 Detail = Literal["layers", "nodes", "all"]
 
 
@@ -252,13 +256,16 @@ class SplitPlan:
         groups: dict[tuple[str, SplitState], list[str]] = {}
         for leaf in self.leafs:
             if leaf.kind in ("weight", "fixed") and leaf.split is not None and leaf.name and leaf.op == "NONE":
-                kind = re.sub(r"(?<=blk\.)\d+|(?<=_l)\d+$", "#", leaf.name)
+                kind = re.sub(_LAYER, "#", leaf.name)
                 groups.setdefault((kind, leaf.split), []).append(leaf.name)
         out = []
         for (kind, state), names in groups.items():
-            numbers = [m[0] for n in names if (m := re.search(r"(?<=blk\.)\d+|(?<=_l)\d+$", n))]
-            pattern = "^" + re.escape(kind).replace(r"\#", f"({'|'.join(numbers)})") + "$"
-            out.append(Rule(pattern, state))
+            numbers = [m[0] for n in names if (m := re.search(_LAYER, n))]
+            text = re.escape(kind)
+            placed = _RENAMED.get(kind)
+            if placed is not None:
+                text = f"({re.escape(placed)}|{text.removesuffix(re.escape('#'))})" + re.escape("#")
+            out.append(Rule("^" + text.replace(r"\#", f"({'|'.join(numbers)})") + "$", state))
         return tuple(out)
 
     def missed_shares(self, tolerance: float = 0.005) -> tuple[PlanLeaf, ...]:

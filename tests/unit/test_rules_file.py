@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import pyggml as gg
-from pyggml.testing import tiny_gguf
+from pyggml.testing import ZOO, tiny_gguf
 
 RULES = (
     gg.rule("ffn_(up|gate)", "S1 3:1"),
@@ -116,3 +116,14 @@ def test_damaged_files(tmp_path: Path, text: str, words: str) -> None:
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(gg.ModelNotFoundError):
         gg.load_rules(tmp_path / "none.json")
+
+
+def test_the_policy_of_every_architecture_as_rules(tmp_path: Path) -> None:
+    """Given back, also without the shares, they make the same plan. llama.cpp renames some caches within graphs, and has some of odd names."""
+    for name, arch in ZOO.items():
+        if not arch.runs:
+            continue
+        tiny = tiny_gguf(tmp_path / "m.gguf", name, shares=((3, 1),))
+        first = gg.plan_model(tiny, "vcpu:2", options=gg.ModelOptions("tensor", tensor_split=(3.0, 1.0)))
+        again = gg.plan_model(tiny, "vcpu:2", rules=first.split_rules())
+        assert [(x.name, x.split) for x in (*first.nodes, *first.leafs)] == [(x.name, x.split) for x in (*again.nodes, *again.leafs)], name
