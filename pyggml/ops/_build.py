@@ -47,7 +47,9 @@ __all__ = [
 FLOATS = ("f32", "f16", "bf16")
 # what a matrix product takes as weights; q8_1 and q8_K only exist inside of one
 WEIGHTS = FLOATS + tuple(d.name for d in DTYPES.values() if d.is_quantized and d.name not in ("q8_1", "q8_K"))
-_GROUPS = {"float": FLOATS, "weight": WEIGHTS}
+# blocks that the CPU makes inside of a graph; for the others it calls a function that is not there, or one without its tables
+BLOCKS = tuple(name for name in WEIGHTS if name not in FLOATS and not name.startswith(("iq1", "iq2", "iq3")))
+_GROUPS = {"float": FLOATS, "weight": WEIGHTS, "block": BLOCKS}
 _MAX_SIZE = 2**48  # elements along an axis: beyond it sizes in bytes could overflow in ggml's own arithmetic
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from ..dtype import DTypeLike
-from ..errors import ArgumentError
+from ..dtype import DTypeLike, as_dtype
+from ..errors import ArgumentError, DTypeError
 from ..tensor import Tensor
-from ._build import build, check_numbers, check_sizes, expect, require, strides_fit
+from ._build import BLOCKS, FLOATS, build, check_numbers, check_sizes, expect, require, strides_fit
 
 if TYPE_CHECKING:
     from ..graph import Graph
@@ -34,7 +34,7 @@ def _binary(op: str, a: Tensor, b: Tensor, graph: Graph | None, inplace: bool) -
         )
 
     require(
-        op, b=(b, "float [P, Q, R, S]"), a=(a, ("weight" if op == "add" else "float") + " [P*, Q*, R*, S*]"), hint=hint
+        op, b=(b, "float [P, Q, R, S]"), a=(a, ("float|block" if op == "add" else "float") + " [P*, Q*, R*, S*]"), hint=hint
     )
     same = "" if a.dtype.is_quantized else f"|{a.dtype}"
     require(op, a=(a, "[...]"), b=(b, f"f32{same} [...]"))
@@ -82,11 +82,13 @@ def add_cast(a: Tensor, b: Tensor, type: DTypeLike, *, graph: Graph | None = Non
 
     Raises:
         ShapeError: ``b`` does not fit.
-        DTypeError: ``a`` is f32 or holds integers.
+        DTypeError: ``a`` is f32 or holds integers, or a graph cannot make the format ``type``.
     """
+    to = as_dtype(type)
     types = "" if getattr(getattr(a, "dtype", None), "is_quantized", False) else "f16|bf16 "
     require("add_cast", b=(b, "f32 [P, Q, R, S]"), a=(a, types + "[P, Q*, R*, S*]"))
-    return build("add_cast", graph, a=a, b=b, type=type)
+    expect(to.name in (*FLOATS, *BLOCKS), "add_cast", f"type must be one of {', '.join((*FLOATS, *BLOCKS))}, it is {to}", {"a": a, "b": b}, error=DTypeError)
+    return build("add_cast", graph, a=a, b=b, type=to)
 
 
 def add_id(a: Tensor, b: Tensor, ids: Tensor, *, graph: Graph | None = None) -> Tensor:

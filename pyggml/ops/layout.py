@@ -7,8 +7,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..dtype import DTypeLike, as_dtype
-from ..errors import ArgumentError, ShapeError
+from ..dtype import DType, DTypeLike, as_dtype
+from ..errors import ArgumentError, DTypeError, ShapeError
 from ..tensor import Tensor
 from ._build import build, check_ne, check_sizes, expect, fail, require, strides_fit
 
@@ -125,12 +125,27 @@ def dup(a: Tensor, *, inplace: bool = False, graph: Graph | None = None) -> Tens
     return build("dup", graph, inplace=inplace, a=a)
 
 
+def _check_conversion(op: str, a: Tensor, to: DType) -> None:
+    """Refuses what ends in the CPU's kernel at a function that is not there.
+
+    Raises:
+        DTypeError: there is no such conversion. ShapeError: blocks are made of rows (ggml-vulkan takes other elements).
+    """
+    if to.is_quantized:
+        require(op, a=(a, "rows [...]"))
+    from_half = a.dtype.name in ("f16", "bf16") and to.name == "i32"
+    from_product = a.dtype.name in ("q8_1", "q8_K") and to != a.dtype
+    expect(not from_half and not from_product, op, f"ggml does not convert {a.dtype} to {to}", {"a": a},
+           error=DTypeError)  # fmt: skip
+
+
 def cpy(a: Tensor, b: Tensor, *, graph: Graph | None = None) -> Tensor:
     """Copies ``a`` into the memory of ``b``, converting the format. Returns a view of ``b``.
 
     ``a`` and ``b``: as many elements; any format that the device converts.
     """
-    require("cpy", a=(a, "rows [...]" if b.dtype.is_quantized else "[...]"), b=(b, "[...]"))  # ggml-vulkan takes blocks from rows
+    require("cpy", a=(a, "[...]"), b=(b, "[...]"))
+    _check_conversion("cpy", a, b.dtype)
     have, want = math.prod(a.ne), math.prod(b.ne)
     expect(have == want, "cpy", f"a has {have} elements, b has {want}", {"a": a, "b": b})
     return build("cpy", graph, a=a, b=b)
@@ -143,8 +158,9 @@ def cast(a: Tensor, type: DTypeLike, *, graph: Graph | None = None) -> Tensor:
         ShapeError: axis 0 does not divide into blocks of ``type``.
         DTypeError: there is no such format.
     """
+    require("cast", a=(a, "[...]"))
     dtype = as_dtype(type)
-    require("cast", a=(a, "rows [...]" if dtype.is_quantized else "[...]"))  # as cpy
+    _check_conversion("cast", a, dtype)
     check_ne("cast", a.ne, dtype, {"a": a})
     return build("cast", graph, a=a, type=dtype)
 

@@ -10,6 +10,7 @@ import numpy as np
 from bad_case import Case, Unexpected
 
 import pyggml as gg
+from pyggml import ops
 from pyggml.dtype import DTYPES
 
 from .shapes import OPERATIONS
@@ -61,6 +62,33 @@ def _operations() -> Iterator[Case]:
                 device = meta if (number + which) % 3 == 0 else cpu
                 yield Case(f"{op} with {dtype} for in{which} on {device.name}", lambda d=device, o=op, w=which, t=dtype: _run(d, o, w, t),
                            (), AT_LAST, harmless=True, check=_names_it(op, dtype))  # fmt: skip
+
+
+def _conversions() -> Iterator[Case]:
+    """From each format to each: kernels called functions that were not there, which ended the process."""
+    rng = np.random.default_rng(0)
+
+    def act(make: Callable[[gg.Tensor, gg.Tensor], gg.Tensor], source: str) -> None:
+        with gg.Graph(gg.cpu(), size=16, threads=1) as graph:
+            a, b = graph.input("a", (256, 2), source), graph.input("b", (256, 2))
+            kind = a.dtype.numpy
+            value = gg.QuantizedArray(a.dtype, (2, 256), rng.integers(0, 256, a.nbytes).astype(np.uint8)) if kind is None else np.ones((2, 256), kind)
+            graph.output("out", make(a, b))
+            graph.run({"a": value, "b": np.ones((2, 256), np.float32)})
+
+    for source in DTYPES:
+        yield Case(f"add of {source} and f32", lambda s=source: act(lambda a, b: ops.add(a, b), s), (), AT_LAST, harmless=True, check=_names_it("add", source))
+        for to in DTYPES:
+            for op, make in {"cast": lambda a, b, t=to: ops.cast(a, t), "add_cast": lambda a, b, t=to: ops.add_cast(a, b, t)}.items():
+                yield Case(f"{op} of {source} to {to}", lambda m=make, s=source: act(m, s), (), (*AT_LAST, gg.IndexRangeError), harmless=True, check=_names_out_or(op))
+
+
+def _names_out_or(op: str) -> Callable[[BaseException], None]:
+    def check(error: BaseException) -> None:
+        if not any(word in str(error) for word in (op, "'out'", "cannot convert")):
+            raise Unexpected(f"names neither the node nor {op}: {error}")
+
+    return check
 
 
 def _names() -> Iterator[Case]:
@@ -121,6 +149,7 @@ def _runs() -> Iterator[Case]:
 
 def cases(folder: Path) -> Iterator[Case]:
     yield from _operations()
+    yield from _conversions()
     yield from _names()
     yield from _arrays()
     yield from _runs()
