@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -49,6 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The ``pyggml`` command. Errors of pyggml are one message and status 2; Ctrl-C is status 130."""
     from ..errors import Error
 
+    for stream in (sys.stdout, sys.stderr):  # tables have characters that an output of ASCII has not
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         status = cli.main(args=None if arguments is None else list(arguments), prog_name="pyggml", standalone_mode=False)
         sys.exit(status if isinstance(status, int) else 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -65,8 +66,9 @@ def test_errors_are_one_message(capsys: pytest.CaptureFixture[str]) -> None:
 # --- llama.cpp's command lines
 
 
-def pyggml(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "pyggml", *arguments], capture_output=True, text=True, timeout=120)
+def pyggml(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pyggml", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, **environment})
 
 
 def test_words_of_llama_cpps_command_lines(tmp_path: Path) -> None:
@@ -98,3 +100,13 @@ def test_rules_out_of_a_plan_and_back(tmp_path: Path) -> None:
 def test_shares_that_the_demo_cannot_make(shares: str) -> None:
     refused = pyggml("demo", f"-ts={shares}")
     assert refused.returncode == 2 and "whole numbers" in refused.stderr and "Traceback" not in refused.stderr
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_outputs_of_few_characters(tmp_path: Path, encoding: str) -> None:
+    """Tables and trees have lines that ASCII has not."""
+    model = str(tiny_gguf(tmp_path / "m.gguf", shares=((1, 1),)).path)
+    for words in (["plan", model], ["plan", model, "--tree"], ["trace", model, "-dev", "vcpu:2", "-n", "2"]):
+        done = pyggml(*words, PYTHONIOENCODING=encoding)
+        assert done.returncode == 0 and "Traceback" not in done.stderr
+        assert "all-reduce" in done.stdout
