@@ -68,7 +68,8 @@ def test_errors_are_one_message(capsys: pytest.CaptureFixture[str]) -> None:
 
 def pyggml(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pyggml", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, **environment})
+    encoding = environment.get("PYTHONIOENCODING")
+    return subprocess.run(command, capture_output=True, text=True, encoding=encoding, timeout=120, env={**os.environ, **environment})
 
 
 def test_words_of_llama_cpps_command_lines(tmp_path: Path) -> None:
