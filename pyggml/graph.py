@@ -26,6 +26,7 @@ from .errors import ArgumentError, ClosedError, DeviceError, Error, OutOfMemoryE
 from .meta import (
     MetaDevice,
     Target,
+    capacities_of,
     check_device_open,
     check_target,
     communicator_of,
@@ -513,8 +514,9 @@ class Graph(Handle):
                 for weights in copy._weights.values():
                     weights.close()
             asked = {name: d.asked_shares for name, d in meta.decisions.items() if d.asked_shares}
-            communicator = communicator_of(target_devices(self.device))
-            return SplitPlan.from_captures(captured, asked=asked, rules=meta.rules, decisions=meta.decisions, communicator=communicator)
+            on = target_devices(self.device)
+            plan = SplitPlan.from_captures(captured, asked=asked, rules=meta.rules, decisions=meta.decisions, communicator=communicator_of(on))
+            return plan.with_capacities(capacities_of(on))
         finally:
             meta.close()
             for device in mine:

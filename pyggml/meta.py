@@ -108,6 +108,11 @@ def twins(devices: Sequence[Device]) -> list[Device]:
     return [d if d.is_simulated else twin(d, comm=comm) for d in devices]
 
 
+def capacities_of(devices: Sequence[Device]) -> tuple[int, ...]:
+    """The memory of each, in bytes; 0 where it has no limit of its own, or does not say."""
+    return tuple(0 if d.is_virtual or d.type == "cpu" else d.memory.total for d in devices)
+
+
 def communicator_of(devices: Sequence[Device]) -> str:
     """The backend whose communicator sums over these devices, as far as it is known here; nothing where it is not."""
     backends = {d.backend for d in devices}

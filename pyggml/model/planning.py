@@ -16,7 +16,7 @@ from ..device import Device
 from ..errors import ArgumentError, OutOfMemoryError, SplitError, UnsupportedError
 from ..gguf_check import check_gguf
 from ..gguf_info import GGUFInfo
-from ..meta import as_rule, communicator_of, twins
+from ..meta import as_rule, capacities_of, communicator_of, twins
 from ..plan import SplitPlan
 from ..split import Decision, Rule
 from .checking import check_model
@@ -137,7 +137,7 @@ def _plan(
         decisions=loaded.decisions,
         otherwise="policy",
         communicator=communicator_of(devices),
-    )
+    ).with_capacities(capacities_of(devices))
 
 
 def _encode(context: NativeContext, n: int) -> None:

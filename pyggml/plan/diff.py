@@ -311,7 +311,7 @@ def _memory(before: SplitPlan, after: SplitPlan) -> tuple[MemoryDifference, ...]
         b = after.memory[j] if j < len(after.memory) else None
         one = a or b
         assert one is not None
-        kinds = [f.name for f in fields(one) if f.name != "name" and isinstance(getattr(one, f.name), int)]
+        kinds = [f.name for f in fields(one) if f.compare and f.name != "name" and isinstance(getattr(one, f.name), int)]
         names = list(dict.fromkeys(m.name for m in (a, b) if m is not None))
         changes = (Change(k, None if a is None else getattr(a, k), None if b is None else getattr(b, k)) for k in kinds)
         total = Change("total", None if a is None else a.total, None if b is None else b.total)

@@ -528,6 +528,7 @@ def to_dict(plan: SplitPlan) -> dict[str, Any]:
                 "fixed": m.fixed,
                 "compute": m.compute,
                 "reduction": m.reduction,
+                **({"capacity": m.capacity} if m.capacity else {}),
             }
             for m in plan.memory
         ],
@@ -627,6 +628,7 @@ def from_json(text: str | bytes) -> SplitPlan:
                 m["compute"],
                 m["reduction"],
                 _mirrored(leafs, j) if old else m["mirrored"],
+                m.get("capacity", 0),
             )
             for j, m in enumerate(d["memory"])
         )

@@ -287,6 +287,10 @@ class SplitPlan:
         """The same plan with another note of what the host does."""
         return replace(self, host=host)
 
+    def with_capacities(self, capacities: Sequence[int]) -> SplitPlan:
+        """The same plan with the bytes that each device has (0: not known)."""
+        return replace(self, memory=tuple(replace(m, capacity=c) for m, c in zip(self.memory, capacities, strict=True)))
+
     def diff(self, other: SplitPlan) -> PlanDiff:
         """What differs in `other`, this plan being the one before: splits, all-reduces, bytes, memory.
 

@@ -38,7 +38,7 @@ def check_values(plan: SplitPlan) -> None:
         raise ValueError(f"memory: found {len(plan.memory)} devices, expected {len(plan.devices)}")
     for i, m in enumerate(plan.memory):
         _words(f"memory[{i}]", m.name)
-        _counts(f"memory[{i}]", (m.weights, m.fixed, m.compute, m.reduction, m.mirrored))
+        _counts(f"memory[{i}]", (m.weights, m.fixed, m.compute, m.reduction, m.mirrored, m.capacity))
     for rule in plan.rules:
         where = f"rules[{rule.index}]"
         _words(where, rule.origin, rule.pattern, rule.split)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 from ..split import Segment, SplitState
@@ -346,6 +346,14 @@ class PlannedMemory:
     """Where the butterfly puts the other devices' summands."""
     mirrored: int = 0
     """Of `weights`, those that the graph reads and that every device has whole."""
+    capacity: int = field(default=0, compare=False)
+    """What the device has; 0: no limit, or not known (virtual CPUs share the memory of the host). Not compared: the plan is
+    the same on a larger device."""
+
+    @property
+    def free(self) -> int:
+        """What is left; negative where it does not fit, 0 where the capacity is not known."""
+        return self.capacity - self.total if self.capacity else 0
 
     @property
     def total(self) -> int:

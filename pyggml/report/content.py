@@ -128,11 +128,21 @@ class MemoryOf:
     parts: tuple[int, ...]
     share: float
     """Of the bytes of all split weights, as a fraction."""
+    capacity: int = 0
+    """What the device has; 0: not known."""
 
     @property
     def total(self) -> int:
         """All of it."""
         return sum(self.parts)
+
+    @property
+    def room(self) -> str:
+        """How much that is of what the device has: ``of 24.00 GiB``; nothing where it is not known."""
+        if not self.capacity:
+            return ""
+        over = self.total - self.capacity
+        return f"of {binary(self.capacity)}" + (f", {binary(over)} too much" if over > 0 else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +224,7 @@ class Content:
         out = []
         for m, w, share in zip(plan.memory, read, shares, strict=True):
             mirrored = min(m.mirrored or w.mirrored, m.weights)
-            out.append(MemoryOf(m.name, (m.weights - mirrored, mirrored, m.fixed, m.compute, m.reduction), share))
+            out.append(MemoryOf(m.name, (m.weights - mirrored, mirrored, m.fixed, m.compute, m.reduction), share, m.capacity))
         return tuple(out)
 
     @cached_property

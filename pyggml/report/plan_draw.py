@@ -82,7 +82,7 @@ def memory_bars(plan: SplitPlan, width: int) -> View:
         cells[m.parts.index(max(m.parts))] -= max(0, sum(cells) - max(1, round(width * m.total / largest)))
         bar = "".join(shade * n for shade, n in zip(_SHADES, cells, strict=True))
         share = f"  {percent(m.share)} of split weights" if m.share else ""
-        lines.append(((f" {MARKS[j % 16]} ", f"d{j % 16}"), (f" {m.name:<{names}} ", "bold"), (bar.ljust(width), ""), (f"  {binary(m.total)}", "bold"), (share, "dim")))
+        lines.append(((f" {MARKS[j % 16]} ", f"d{j % 16}"), (f" {m.name:<{names}} ", "bold"), (bar.ljust(width), ""), (f"  {binary(m.total)}", "bold"), (f" {m.room}" if m.room else "", ""), (share, "dim")))
         parts = ", ".join(f"{key} {binary(n)}" for (key, _), n in zip(MEMORY, m.parts, strict=True) if n)
         lines.append(((" " * (names + 5) + parts, "dim"),))
     lines.append(((" " * (names + 5) + "  ".join(f"{shade} {key}" for shade, (key, _) in zip(_SHADES, MEMORY, strict=True)), "dim"),))

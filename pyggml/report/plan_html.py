@@ -102,9 +102,10 @@ def _memory(m: MemoryOf, device: int, largest: int) -> dict[str, Any]:
         "device": device % 16,
         "name": m.name,
         "total": binary(m.total),
+        "room": m.room,
         "share": percent(m.share) if m.share else "",
         "parts": parts,
-        "words": f"{m.name}: {binary(m.total)}; " + ", ".join(f"{p['key']} {p['size']}" for p in parts),
+        "words": f"{m.name}: {binary(m.total)}{' ' if m.room else ''}{m.room}; " + ", ".join(f"{p['key']} {p['size']}" for p in parts),
     }
 
 

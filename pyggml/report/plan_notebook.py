@@ -27,7 +27,7 @@ def to_notebook(plan: SplitPlan) -> str:
         memory=[
             {
                 "name": m.name,
-                "total": binary(m.total),
+                "total": f"{binary(m.total)} {m.room}".rstrip(),
                 "share": percent(m.share) if m.share else "",
                 "colour": DEVICE_COLOURS[j % len(DEVICE_COLOURS)],
                 "parts": [{"key": key, "size": binary(n), "width": f"{100 * n / largest:.2f}"} for (key, _), n in zip(MEMORY, m.parts, strict=True) if n],

@@ -63,11 +63,13 @@ def summary(plan: SplitPlan) -> str:
     ]
     weights, shares = plan.weight_bytes(), plan.share_of_weights()
     lines: list[tuple[str, ...]] = []
+    limited = any(m.capacity for m in plan.memory)
     for m, w, share in zip(plan.memory, weights, shares, strict=True):
         cells = m.name, binary(m.weights), binary(m.fixed), binary(m.compute), binary(m.reduction), binary(m.total)
-        lines.append((*cells, f"{binary(w.split)} ({percent(share)})", binary(w.mirrored)))
-    heads = ("device", "weights", "fixed", "compute", "reduction", "total", "split weights read", "mirrored")
-    out += grid(heads, lines, frozenset(range(1, 8)))
+        room = (binary(m.capacity) if m.capacity else "", f"{binary(m.free)}" if m.capacity else "") if limited else ()
+        lines.append((*cells, *room, f"{binary(w.split)} ({percent(share)})", binary(w.mirrored)))
+    heads = ("device", "weights", "fixed", "compute", "reduction", "total", *(("of", "free") if limited else ()), "split weights read", "mirrored")
+    out += grid(heads, lines, frozenset(range(1, len(heads))))
     out += _missed(plan)
     if plan.host:
         out.append("host: " + host_words(plan))

@@ -294,3 +294,19 @@ def test_what_is_computed(plans: dict[str, SplitPlan]) -> None:
     up, view = plan["ffn_up-0"], plan["ffn_up-0 (view)"]
     assert isinstance(up, PlanNode) and isinstance(view, PlanNode)
     assert up.computed and not view.computed and up.zero_share == (1,)
+
+
+def test_what_devices_have_is_told_and_not_compared(tmp_path: Path) -> None:
+    tiny = tiny_gguf(tmp_path / "m.gguf", shares=((1, 1),))
+    small, large, virtual = (gg.plan_model(tiny, words) for words in ("sim:a@64MiB,sim:b@32MiB", "sim:a@24GiB,sim:b", "vcpu:2"))
+    assert [m.capacity for m in small.memory] == [64 << 20, 32 << 20] and [m.capacity for m in large.memory] == [24 << 30, 0]
+    assert [m.capacity for m in virtual.memory] == [0, 0], "they share the memory of the host"
+    assert small.memory[0].free == (64 << 20) - small.memory[0].total and large.memory[1].free == 0
+    assert small == large and hash(small) == hash(large) and not small.diff(large)
+    again = SplitPlan.from_json(small.to_json())
+    assert [m.capacity for m in again.memory] == [64 << 20, 32 << 20]
+    assert "64.0 MiB" in small.summary() and "  of  " in small.summary() and "  of  " not in virtual.summary()
+    for shown in (str(small.memory_bars()), small.to_html(), small._repr_html_()):
+        assert "of 64.0 MiB" in shown and "of 32.0 MiB" in shown
+    with pytest.raises(gg.FileFormatError, match="memory"):
+        SplitPlan.from_json(small.to_json().replace(f'"capacity": {64 << 20}', '"capacity": -1').replace(f'"capacity":{64 << 20}', '"capacity":-1'))
