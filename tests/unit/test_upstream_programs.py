@@ -54,6 +54,10 @@ EXPECTED = {
     "29_delay_takes_nodes": RIGHT,
     "30_gelu_table": r"GELU 0\.841\d+ and 0\.842\d+",  # ggml's own, unless exact_gelu() is asked for
     "31_rope_of_nothing": r"^graph_compute returned -1$",
+    # kernels as they are: what would get there is refused when a graph is built in Python (pyggml/ops)
+    "32_strided_rows": r"^CLAMP: [1-9]\d* of 24 elements differ",
+    "33_no_elements": r"^SET_ROWS, ids of ne \[2, 0\]: $",
+    "34_conversions": r"^q8_K to f32, supports_op yes: $",
 }  # fmt: skip
 
 
