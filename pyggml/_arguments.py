@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import operator
+import os
+from pathlib import Path
 from typing import Any
 
 from .errors import ArgumentError
 
-__all__ = ["tensor_name", "text", "whole"]
+__all__ = ["file_path", "tensor_name", "text", "whole"]
 
 _MAX_NAME = 63  # GGML_MAX_NAME less its end
 
@@ -42,6 +44,20 @@ def text(what: str, value: Any) -> bytes:
     if b"\0" in raw:
         raise ArgumentError(f"{what} {value!r} has a zero byte in it, where C ends it")
     return raw
+
+
+def file_path(what: str, value: Any) -> Path:
+    """A path.
+
+    Raises:
+        ArgumentError: it is neither str nor path.
+    """
+    name = os.fspath(value) if isinstance(value, (str, os.PathLike)) else value
+    if isinstance(name, str):
+        return Path(name)
+    raise ArgumentError(
+        f"the path of {what} is a str or a Path, got {value!r:.80}" + ("; os.fsdecode() makes a str of it" if isinstance(name, bytes) else "")
+    )
 
 
 def tensor_name(value: Any) -> bytes:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from ._arguments import whole
 from .errors import ArgumentError, Error
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def _difference(name: str, op: str, a: npt.NDArray[Any], b: npt.NDArray[Any]) ->
 
 def random_inputs(graph: Graph, seed: int = 0) -> dict[str, npt.NDArray[Any]]:
     """Values for a graph's inputs: normal numbers; integers in the range that their use as indices allows, else 0 to 7."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(whole("seed", seed, 0, (1 << 63) - 1))
     limits = graph._index_limits()
     out: dict[str, npt.NDArray[Any]] = {}
     for name, tensor in graph.inputs.items():

@@ -17,8 +17,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from ._arguments import file_path
 from .dtype import DType, dtype_from_id
-from .errors import ArgumentError, FileFormatError, ModelNotFoundError
+from .errors import FileFormatError, ModelNotFoundError
 from .gguf_info import GGUFArray, GGUFInfo, GGUFTensor, Metadata, TruncatedFileError
 from .gguf_rules import check_model
 
@@ -52,12 +53,10 @@ def check_gguf(path: str | os.PathLike[str], *, model: bool = True, whole: bool 
     With ``model=False`` only the format is checked, not whether llama.cpp can take it for a model. With ``whole=False``
     the tensors may lie beyond the end of the file: its header is enough for a plan.
     """
-    name = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
-    if not isinstance(name, str):
-        raise ArgumentError(f"the path of a GGUF file is a str or a Path, got {path!r:.80}")
-    if not name:
+    name = file_path("a GGUF file", path)
+    if not os.fspath(path):
         raise ModelNotFoundError("no file: the path is empty")
-    first = _read_file(Path(name), whole)
+    first = _read_file(name, whole)
     info = _join_splits(first, whole)
     if model:
         check_model(info)

@@ -28,9 +28,9 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
+from ._arguments import file_path
 from .errors import ArgumentError, Error, FileFormatError, ModelNotFoundError, UnsupportedError
 from .split import Rule, Segment, Split, SplitState, rule
 
@@ -137,7 +137,7 @@ def save_rules(path: str | os.PathLike[str], rules: Iterable[Rule]) -> None:
     Raises:
         ArgumentError: one of them is a function.
     """
-    to = Path(path)
+    to = file_path("a file of rules", path)
     to.write_text(rules_to_toml(rules) if to.suffix.lower() == ".toml" else rules_to_json(rules) + "\n", encoding="utf-8")
 
 
@@ -148,7 +148,7 @@ def load_rules(path: str | os.PathLike[str]) -> tuple[Rule, ...]:
         ModelNotFoundError: there is no such file. FileFormatError: it is damaged; the message says where.
         UnsupportedError: TOML, and this Python (before 3.11) cannot read it.
     """
-    where = Path(path)
+    where = file_path("a file of rules", path)
     try:
         text = where.read_text(encoding="utf-8")
     except FileNotFoundError:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
+from .._arguments import file_path
 from .._ffi import ffi, lib
 from .._handle import Handle
-from ..errors import ArgumentError, FileFormatError
+from ..errors import FileFormatError
 from ..gguf_check import check_gguf
 from .loading import LoadedModel, failure
 
@@ -22,9 +22,7 @@ class Adapter(Handle):
     """
 
     def __init__(self, loaded: LoadedModel, path: str | os.PathLike[str]) -> None:
-        if not isinstance(path, (str, os.PathLike)):
-            raise ArgumentError(f"the path of an adapter is a str or a Path, got {type(path).__name__}")
-        self.path = Path(path)
+        self.path = file_path("an adapter", path)
         self.info = check_gguf(self.path, model=False)
         kind = self.info.metadata.get("general.type"), self.info.metadata.get("adapter.type")
         if kind != ("adapter", "lora"):

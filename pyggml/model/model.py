@@ -5,13 +5,12 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from .._arguments import text
+from .._arguments import file_path, text
 from .._ffi import ffi, lib
 from .._handle import Handle
 from ..device import Device
@@ -135,13 +134,11 @@ class Model(Handle):
     ) -> None:
         if progress is not None and not callable(progress):
             raise ArgumentError(f"progress={progress!r}: expected a function of the fraction loaded")
-        if isinstance(path, bytes):
-            raise ArgumentError(f"the path of a model is a str or a Path, got {path!r}; os.fsdecode() makes a str of it")
+        self.path = file_path("a model", path)
         given = tuple(as_rule(r) for r in rules)
         options.check(len(devices))
         if options.split_mode == "none":
             devices = devices[:1]
-        self.path = Path(path)
         self.info: GGUFInfo = check_gguf(path)
         try:
             check_rules(self.info, options, given, len(devices))
@@ -400,6 +397,8 @@ def changed(options: ContextOptions, changes: dict[str, Any]) -> ContextOptions:
     """
     from dataclasses import fields, replace
 
+    if not isinstance(options, ContextOptions):
+        raise ArgumentError(f"context({options!r:.80}): expected ContextOptions, or some of its fields by name, such as n_ctx=1024")
     known = [f.name for f in fields(options)]
     for name in changes:
         if name not in known:

@@ -80,9 +80,9 @@ class ContextOptions:
         whole("n_seq_max", self.n_seq_max, 1, MAX_SEQUENCES)
         if self.threads is not None:
             whole("threads", self.threads, 1, MAX_THREADS)
-        if self.flash_attn not in FLASH:
+        if not isinstance(self.flash_attn, str) or self.flash_attn not in FLASH:
             raise ArgumentError(f"flash_attn={self.flash_attn!r}: one of {', '.join(FLASH)}")
-        if self.pooling not in POOLING:
+        if not isinstance(self.pooling, str | None) or self.pooling not in POOLING:
             raise ArgumentError(f"pooling={self.pooling!r}: None or one of {', '.join(filter(None, POOLING))}")
         for option, name in (("type_k", self.type_k), ("type_v", self.type_v)):
             dtype = as_dtype(name)

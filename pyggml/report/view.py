@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from .._arguments import file_path
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
@@ -75,7 +77,7 @@ class View:
 
 def write_text(text: str, path: str | os.PathLike[str]) -> None:
     """Writes UTF-8 as it is, whatever the system's encoding and ends of lines are; bytes of names that are none are escaped."""
-    with open(path, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+    with file_path("a file to write", path).open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         file.write(text)
 
 

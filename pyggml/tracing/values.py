@@ -7,9 +7,9 @@ from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .._arguments import file_path
 from ..errors import BusyError
 
 if TYPE_CHECKING:
@@ -228,14 +228,14 @@ class Trace:
         """
         from ..report.trace_perfetto import write_perfetto
 
-        with Path(path).open("wb") as file:
+        with file_path("a trace", path).open("wb") as file:
             write_perfetto(self, file)
 
     def save_chrome(self, path: str | os.PathLike[str]) -> None:
         """Writes Chrome's trace JSON, for chrome://tracing and ui.perfetto.dev."""
         from ..report.trace_chrome import to_chrome
 
-        Path(path).write_text(to_chrome(self), encoding="utf-8")
+        file_path("a trace", path).write_text(to_chrome(self), encoding="utf-8")
 
 
 def by_device(events: Iterable[TraceEvent]) -> dict[int, list[TraceEvent]]:

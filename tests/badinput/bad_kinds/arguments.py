@@ -188,6 +188,8 @@ def _graphs() -> Iterator[Case]:
         yield Case(f"Weights({arguments!r:.40})", lambda a=arguments: gg.Weights(gg.cpu(), **a), (), WRONG)
     for tolerance in ("a", None, -1, float("nan"), True):
         yield Case(f"compare(tolerance={tolerance!r})", lambda t=tolerance: gg.compare(graph(), gg.cpu(), {"x": X}, tolerance=t), (), WRONG)
+    for seed in ("x", 1.5, -1, None):
+        yield Case(f"compare(seed={seed!r})", lambda s=seed: gg.compare(graph(), gg.cpu(), seed=s), ("seed",), WRONG)
     for on in (None, "vcpu:2", 5):
         yield Case(f"compare(on={on!r})", lambda o=on: gg.compare(graph(), o, {"x": X}), (), WRONG)
         yield Case(f"replica({on!r})", lambda o=on: graph().replica(o), (), WRONG)
@@ -340,7 +342,7 @@ def _contexts(model: gg.Model) -> Iterator[Case]:
         "all tokens forbidden": (lambda: context.generate([1], logit_bias=dict.fromkeys(range(model.n_vocab), float("-inf"))), ("logit_bias",)),
         "tokens that are no numbers": (lambda: model.detokenize("abc"), ("token ids",)),  # type: ignore[arg-type]
         "half tokens": (lambda: model.detokenize([1.5]), ("token ids",)),  # type: ignore[list-item]
-        "an adapter of None": (lambda: model.adapter(None), ("NoneType",)),  # type: ignore[arg-type]
+        "an adapter of None": (lambda: model.adapter(None), ("None",)),  # type: ignore[arg-type]
         "shift by 4 of 3": (lambda: context.shift(4), ("n_discard",)),
         "shift, keeping 4 of 3": (lambda: context.shift(1, keep=4), ("keep",)),
         "n_past of 9": (lambda: context.n_past(9), ("9",)),
