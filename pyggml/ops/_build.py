@@ -411,6 +411,8 @@ def _node(op: str, owner: Graph, function: Any, converters: Sequence[Any], argum
         ptr = function(*values)
     except GGMLAbort as abort:
         _refused(SPELLED.get("ggml_" + op, op), arguments, abort)
+    if ptr.name[0] == b" ":  # " (permuted)": of something without a name. The graph will call it node_7, as it calls that one
+        lib.ggml_set_name(ptr, b"")
     return owner._node(ptr)
 
 
