@@ -296,7 +296,7 @@ class SplitPlan:
 
         ``print(plan.diff(other))`` tells it, the same change in several layers once; it is false where the plans are equal.
         """
-        from .diff import plan_diff
+        from .differing import plan_diff
 
         return plan_diff(self, other)
 
