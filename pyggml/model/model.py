@@ -15,7 +15,7 @@ from .._ffi import ffi, lib
 from .._handle import Handle
 from ..device import Device
 from ..dtype import DTYPES_BY_ID, DTypeLike
-from ..errors import ArgumentError, BusyError, SplitError, UnsupportedError
+from ..errors import ArgumentError, BusyError, Error, OutOfMemoryError, SplitError, UnsupportedError
 from ..gguf_check import check_gguf
 from ..gguf_info import GGUFInfo
 from ..meta import MetaDevice, as_rule
@@ -152,13 +152,30 @@ class Model(Handle):
         self.devices, self.rules, self.options = devices, given, options
         if probe:
             probe_load(self.path, options)
-        self._loaded = LoadedModel(self.path, self.info, devices, every, options, progress)
-        self._own(LoadedModel.release, self._loaded)
         try:
-            self._first = Context(self._loaded, options.context)
-        except BaseException:
-            super().close()
-            raise
+            self._loaded = LoadedModel(self.path, self.info, devices, every, options, progress)
+            self._own(LoadedModel.release, self._loaded)
+            try:
+                self._first = Context(self._loaded, options.context)
+            except BaseException:
+                super().close()
+                raise
+        except OutOfMemoryError as error:
+            told = self._does_not_fit()
+            if told is None:
+                raise
+            raise told from error  # which has llama.cpp's own words
+
+    def _does_not_fit(self) -> OutOfMemoryError | None:
+        """What every device needs and has, where that is the reason; None: it would fit, so others have the memory."""
+        if self.options.split_mode == "tensor":
+            try:
+                plan_model(self.path, self.devices, rules=self.rules, options=self.options)
+            except OutOfMemoryError as told:
+                return told
+            except Error:  # what was wrong was said; this is only to say it better
+                pass
+        return None
 
     def close(self) -> None:
         """Frees the model. Contexts that `context` made keep working, and keep its weights; they are closed by themselves.

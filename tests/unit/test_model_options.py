@@ -186,3 +186,10 @@ def test_the_split_mode_of_so_many_devices(tmp_path: Path, device: str | None, g
     with gg.Model(tiny_gguf(tmp_path / "m.gguf", shares=((1, 1),)), device, split_mode=given, n_ctx=32, threads=1) as model:
         assert (model.options.split_mode, [d.name for d in model.devices]) == (mode, names)
         assert all(name in repr(model) for name in names)
+
+
+def test_a_model_that_does_not_fit_says_what_each_device_needs(tiny: TinyModel) -> None:
+    with pytest.raises(gg.OutOfMemoryError, match=r"a needs .* has 6\.0 MiB.*\n.*b needs .* has 512\.0 KiB: .* too little") as caught:
+        gg.Model(tiny, "sim:a@6MiB,sim:b@512KiB")
+    assert caught.value.plan is not None and [m.capacity for m in caught.value.plan.memory] == [6 << 20, 512 << 10]
+    assert "bytes asked for" in str(caught.value.__cause__), "what the device said"
