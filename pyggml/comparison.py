@@ -131,6 +131,12 @@ def _difference(name: str, op: str, a: npt.NDArray[Any], b: npt.NDArray[Any]) ->
     return NodeDifference(name, op, nmse(a, b), float(finite.max()) if finite.size else 0.0)
 
 
+def check_tolerance(tolerance: object) -> None:
+    """Raises ArgumentError for what is no NMSE."""
+    if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not tolerance >= 0:
+        raise ArgumentError(f"tolerance={tolerance!r}: expected a number, 0 or more")
+
+
 def random_inputs(graph: Graph, seed: int = 0) -> dict[str, npt.NDArray[Any]]:
     """Values for a graph's inputs: normal numbers; integers in the range that their use as indices allows, else 0 to 7."""
     rng = np.random.default_rng(whole("seed", seed, 0, (1 << 63) - 1))
@@ -175,8 +181,7 @@ def compare(
     if not isinstance(graph, Graph):
         raise ArgumentError(f"compare(): expected a Graph, got {type(graph).__name__}; models are compared by compare_models()")
     on = check_target("compare(on=)", on)
-    if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not tolerance >= 0:
-        raise ArgumentError(f"compare(tolerance={tolerance!r}): expected an NMSE, 0 or more")
+    check_tolerance(tolerance)
     if inputs is not None and not isinstance(inputs, Mapping):
         raise ArgumentError(f"compare(inputs=): expected values by name, got {type(inputs).__name__}")
     values = dict(inputs) if inputs is not None else random_inputs(graph, seed)

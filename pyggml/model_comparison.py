@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._arguments import whole
-from .comparison import ComparisonError, NodeDifference, TracedTensor, _difference, ancestry
+from .comparison import ComparisonError, NodeDifference, TracedTensor, _difference, ancestry, check_tolerance
 from .dtype import QuantizedArray, as_dtype, dequantize
 from .errors import ArgumentError, UnsupportedError
 from .model import Model
@@ -202,8 +202,8 @@ def _check_pair(model: Model, reference: Model, tolerance: float | None) -> int:
         if not isinstance(one, Model):
             raise ArgumentError(f"{name}: expected a Model, got {type(one).__name__}; graphs are compared by compare()")
         one._check_open()
-    if tolerance is not None and (isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not tolerance >= 0):
-        raise ArgumentError(f"tolerance={tolerance!r}: expected a number, 0 or more")
+    if tolerance is not None:
+        check_tolerance(tolerance)
     if model is reference:
         raise ArgumentError("model and reference are the same Model: load it twice, in two configurations")
     if model.n_vocab != reference.n_vocab:

@@ -66,7 +66,7 @@ def summary(plan: SplitPlan) -> str:
     limited = any(m.capacity for m in plan.memory)
     for m, w, share in zip(plan.memory, weights, shares, strict=True):
         cells = m.name, binary(m.weights), binary(m.fixed), binary(m.compute), binary(m.reduction), binary(m.total)
-        room = (binary(m.capacity) if m.capacity else "", f"{binary(m.free)}" if m.capacity else "") if limited else ()
+        room = (binary(m.capacity) if m.capacity else "", binary(m.free) if m.capacity else "") if limited else ()
         lines.append((*cells, *room, f"{binary(w.split)} ({percent(share)})", binary(w.mirrored)))
     heads = ("device", "weights", "fixed", "compute", "reduction", "total", *(("of", "free") if limited else ()), "split weights read", "mirrored")
     out += grid(heads, lines, frozenset(range(1, len(heads))))
